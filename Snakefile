@@ -1,0 +1,26 @@
+# From preference pairs to a tested, quantised model file. Each rule stands in rules/, in the order the data flows;
+# what it runs is the script of its own name in scripts/.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/export.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        RESULTS,
+        "results/summary.json",
+        "results/report.html",

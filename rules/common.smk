@@ -1,0 +1,99 @@
+# Helpers that the rules share; no rules here.
+
+import ast
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from snakemake.exceptions import WorkflowError
+
+# Scripts run with the Python that runs Snakemake, also where its environment is not activated.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+
+def hold_folder():
+    """Clear the locks that a killed run left behind, so that the same command just goes on.
+
+    Every Snakemake in this folder shares a file lock, which the kernel drops however its process ends. Whoever can have
+    it alone knows that no other is alive, and that locks found now are stale. Returns the file, to be kept open.
+    """
+    Path(".snakemake/locks").mkdir(parents=True, exist_ok=True)
+    file = open(".snakemake/alive", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for lock in Path(".snakemake/locks").iterdir():
+            lock.unlink()
+    except BlockingIOError:
+        pass
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def explain(fault):
+    """What is wrong with a config value and what is allowed, from a jsonschema error."""
+    if fault.validator == "additionalProperties":
+        unknown = sorted(set(fault.instance) - set(fault.schema["properties"]))
+        return f"unknown key {', '.join(unknown)}; allowed are {', '.join(fault.schema['properties'])}"
+    if fault.validator == "type" and fault.validator_value == "number" and isinstance(fault.instance, str):
+        return f"{fault.instance!r} is text; write a number (YAML takes 5e-5 for text, write 5.0e-5)"
+    return fault.message
+
+
+def check_config():
+    """Stop with one line a fault, naming the key and what is allowed, where config does not fit the schema."""
+    schema = yaml.safe_load(Path(workflow.basedir, "schemas/config.schema.yaml").read_text())
+    faults = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda fault: list(map(str, fault.path)))
+    if faults:
+        lines = [f"  {'.'.join(map(str, fault.path)) or 'top level'}: {explain(fault)}" for fault in faults]
+        raise WorkflowError("\n".join(["config.yaml is not valid:", *lines]))
+
+
+check_config()
+FOLDER_HELD = hold_folder()
+
+RUNS = list(config["runs"])
+
+
+wildcard_constraints:
+    set="train|heldout",
+    run="|".join(RUNS),
+    variant="|".join(["base", *RUNS]),
+
+
+def as_setting(value):
+    """One JSON string for a step's settings. Snakemake compares params as an unordered set of values, so that two
+    swapped numbers in separate params would go unseen."""
+    return json.dumps(value, sort_keys=True)
+
+
+def run_settings(run):
+    """The training settings of a run: the `training` section with the run's own keys on top."""
+    return config["training"] | config["runs"][run]
+
+
+def code(rule_name):
+    """A rule's script and, through its imports, every scripts/dpo/ module that it runs. As inputs, they make an edited
+    module rerun just the stages that use it; inputs are compared by checksum, so a mere touch reruns nothing."""
+    scripts = Path(workflow.basedir, "scripts")
+    files, left = [], [scripts / f"{rule_name}.py", scripts / "dpo" / "__init__.py"]
+    while left:
+        file = left.pop()
+        files.append(os.path.relpath(file))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "dpo":
+                modules = [scripts / "dpo" / f"{alias.name}.py" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("dpo."):
+                modules = [scripts / f"{node.module.replace('.', '/')}.py"]
+            else:
+                continue
+            left += [module for module in modules if os.path.relpath(module) not in files and module not in left]
+    return sorted(set(files))
+
+
+def adapter_of(wildcards):
+    """The adapter of a variant; none for the base model."""
+    return [] if wildcards.variant == "base" else f"results/{wildcards.variant}/adapter"

@@ -1,0 +1,64 @@
+VARIANTS = ["base", *RUNS]
+RESULTS = [
+    "results/data/train.jsonl",
+    "results/data/heldout.jsonl",
+    "results/data/audit.json",
+    "results/base/manifest.json",
+    "results/base/model",
+    *expand("results/{variant}/{what}", variant=VARIANTS, what=["generations.jsonl", "scores.json"]),
+    *expand("results/{run}/{what}", run=RUNS, what=["adapter", "training.jsonl", "merged", "smoke_test.json"]),
+    *expand("results/{run}/gguf/{what}", run=RUNS, what=["model-f16.gguf", "model-q4_k_m.gguf", "Modelfile"]),
+]
+
+
+rule summarize:
+    input:
+        code("summarize"),
+        RESULTS,
+        prompts=config["data"]["prompts"],
+        benchmarks=[
+            "benchmarks/fetch_model/base.tsv",
+            "benchmarks/audit_dataset/data.tsv",
+            *expand("benchmarks/build_dataset/{set}.tsv", set=SOURCES),
+            *expand("benchmarks/train_dpo/{run}.tsv", run=RUNS),
+            *expand(
+                "benchmarks/{rule}/{variant}.tsv", rule=["generate_responses", "score_responses"], variant=VARIANTS
+            ),
+            *expand(
+                "benchmarks/{rule}/{run}.tsv",
+                rule=["merge_adapter", "convert_to_gguf", "quantize_gguf", "smoke_test_gguf"],
+                run=RUNS,
+            ),
+        ],
+    output:
+        report("results/summary.json", caption="../report/summary.rst", category="Results"),
+    log:
+        "logs/summarize/all.log",
+    conda:
+        "../envs/dpo.yaml"
+    params:
+        config=as_setting(config),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/summarize.py --results results --benchmarks {input.benchmarks:q} --prompts {input.prompts:q} \
+            --config {params.config:q} --summary {output:q}
+        """
+
+
+rule render_report:
+    input:
+        code("render_report"),
+        template="report/template.html",
+        summary="results/summary.json",
+    output:
+        report("results/report.html", caption="../report/report.rst", category="Results"),
+    log:
+        "logs/render_report/all.log",
+    conda:
+        "../envs/dpo.yaml"
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/render_report.py --summary {input.summary:q} --template {input.template:q} --report {output:q}
+        """

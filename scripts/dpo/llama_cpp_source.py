@@ -1,0 +1,71 @@
+"""llama.cpp's own programs, out of the pinned llama-cpp-python source archive that the set-up installed from.
+
+The archive is the one that `llama-cpp-python` itself was built from, so converter and runtime always match.
+"""
+
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dpo.artifacts import sha256_of
+from dpo.cli import UserError
+
+CHECKSUM_FILE = Path(__file__).parents[2] / "envs" / "llama-cpp-python.sha256"
+CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")
+
+
+def find_archive() -> Path:
+    """Return the pinned source archive: the set-up's copy, or a fresh download where there is none.
+
+    Raises:
+        UserError: the archive cannot be had, or its SHA-256 is not the pinned one.
+    """
+    digest, name = CHECKSUM_FILE.read_text().split()
+    folder = Path(sys.prefix) / "share" / "llama-cpp-python"
+    archive = folder / name
+    if not archive.exists():
+        requirement = name.removesuffix(".tar.gz").replace("llama_cpp_python-", "llama-cpp-python==")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+        if subprocess.run([*pip, requirement]).returncode != 0:
+            raise UserError(f"{archive} is missing and pip could not download {requirement}; run `make .venv` again")
+    if sha256_of(archive) != digest:
+        raise UserError(
+            f"{archive} does not have the SHA-256 in {CHECKSUM_FILE.name} ({digest}); delete it and run `make .venv`"
+        )
+    return archive
+
+
+@contextmanager
+def converter() -> Iterator[Path]:
+    """Yield the path of llama.cpp's `convert_hf_to_gguf.py`, unpacked with its modules into a temporary folder."""
+    with TemporaryDirectory() as folder:
+        with tarfile.open(find_archive()) as archive:
+            for member in archive:
+                _, _, inside = member.name.partition("/vendor/llama.cpp/")
+                if inside.startswith(CONVERTER_PARTS):
+                    archive.extract(member, folder, filter="data")
+                    root = Path(folder) / member.name.removesuffix(inside)
+        yield root / "convert_hf_to_gguf.py"
+
+
+def convert(model: Path, gguf: Path, *options: str) -> None:
+    """Run the converter on a Hugging Face folder.
+
+    Args:
+        model: Hugging Face folder with weights, config and tokenizer.
+        gguf: file to write; the caller stages it.
+        options: further options of `convert_hf_to_gguf.py`, for example `--outtype f16` or `--vocab-only`.
+
+    Raises:
+        UserError: the converter refused the model; its own last line is quoted.
+    """
+    with converter() as program:
+        command = [sys.executable, str(program), str(model), "--outfile", str(gguf), *options]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        print(result.stdout)
+        raise UserError(f"llama.cpp's converter cannot convert {model}: {result.stdout.strip().splitlines()[-1]}")

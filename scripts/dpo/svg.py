@@ -1,0 +1,179 @@
+"""Charts as inline SVG, written out by hand: no library draws them and nothing is loaded to show them.
+
+Lengths are in the units of a chart's viewBox, which the page shows at about one CSS pixel each, on a phone too.
+Colours and fonts come from the page's style sheet, so that a chart follows dark mode: run number n has the class
+`series-n`, the base model `series-base`. Every text goes through `Markup.format`, which escapes it.
+"""
+
+import math
+
+from markupsafe import Markup
+
+COLOURS = 6  # series classes that the style sheet defines; a seventh run gets the first colour again
+LONGEST_NAME = 36  # characters of a name that fit beside an interval's figures
+
+
+def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return two or more numbers that enclose low to high, a round step (1, 2 or 5 times a power of ten) apart."""
+    if high == low:
+        high = low + 1
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    # Rounded first: 0.6 / 0.2 is 2.9999999999999996, which would cost a tick too many.
+    first, last = math.floor(round(low / step, 6)), math.ceil(round(high / step, 6))
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_labels(values: list[float]) -> list[str]:
+    """Return tick values as text, all with the decimals that their step needs, and with a true minus sign."""
+    decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    return [f"{value:.{decimals}f}".replace("-", "−") for value in values]
+
+
+def series_class(name: str, runs: list[str]) -> str:
+    """Return the CSS class that colours a variant: by its place among the runs, or as the base model."""
+    return f"series-{runs.index(name) % COLOURS}" if name in runs else "series-base"
+
+
+def swatch(name: str, runs: list[str]) -> Markup:
+    """Return a short piece of a variant's line, for a legend."""
+    return Markup(
+        '<svg class="swatch {}" viewBox="0 0 32 10" width="32" height="10" aria-hidden="true">'
+        '<path class="line" d="M1 5H31"/><circle class="dot" cx="16" cy="5" r="3"/></svg>'
+    ).format(series_class(name, runs))
+
+
+def line_chart(
+    series: dict[str, list[tuple[float, float]]],
+    title: str,
+    x_label: str,
+    include: tuple[float, ...] = (),
+    reference: tuple[float, str] | None = None,
+) -> Markup:
+    """Draw one line a series, with a dot and its figures on hover at every point.
+
+    Args:
+        series: name → points (x, y), ordered by x; colours follow the order of the names.
+        title: what y is; read out with each series' first and last point.
+        x_label: what x is, as a caption below the axis and in the hover texts.
+        include: y values that the axis must cover beside the points.
+        reference: y value and caption of a thin horizontal line.
+    """
+    width, height, left, right, top, bottom = 360, 230, 42, 348, 14, 190
+    ys = [y for points in series.values() for _, y in points] + list(include) + ([reference[0]] if reference else [])
+    x_ticks = round_ticks(0, max(x for points in series.values() for x, _ in points))
+    y_ticks = round_ticks(min(ys), max(ys))
+
+    def across(x: float) -> str:
+        return f"{left + (right - left) * (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]):.1f}"
+
+    def up(y: float) -> str:
+        return f"{bottom - (bottom - top) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]):.1f}"
+
+    ends = "; ".join(
+        f"{name}: {points[0][1]:.3f} at {x_label} {points[0][0]:g}, {points[-1][1]:.3f} at {points[-1][0]:g}"
+        for name, points in series.items()
+    )
+    parts = [
+        Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(
+            width, height, f"{title} against {x_label}. {ends}."
+        )
+    ]
+    for value, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
+        parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(left, up(value), right))
+        parts.append(Markup('<text x="{}" y="{}" dy="4" class="end">{}</text>').format(left - 6, up(value), label))
+    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+        parts.append(Markup('<path class="grid" d="M{} {}v4"/>').format(across(value), bottom))
+        parts.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format(across(value), bottom + 18, label))
+    parts.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format((left + right) / 2, height - 4, x_label))
+    if reference:
+        parts.append(Markup('<path class="reference" d="M{} {}H{}"/>').format(left, up(reference[0]), right))
+        parts.append(
+            Markup('<text x="{}" y="{}" dy="-5" class="end note">{}</text>').format(
+                right, up(reference[0]), reference[1]
+            )
+        )
+    for name, points in series.items():
+        radius = 3.2 if len(points) <= 40 else 1.6  # many points would run into one thick band
+        line = "M" + "L".join(f"{across(x)} {up(y)}" for x, y in points)
+        parts.append(Markup('<g class="{}"><path class="line" d="{}"/>').format(series_class(name, list(series)), line))
+        for x, y in points:
+            parts.append(
+                Markup('<circle class="dot" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+                    across(x), up(y), radius, f"{name}, {x_label} {x:g}: {y:.4f}"
+                )
+            )
+        parts.append(Markup("</g>"))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def interval_plot(
+    groups: dict[str, dict[str, dict]],
+    runs: list[str],
+    title: str,
+    limits: tuple[float, float],
+    reference: tuple[float, str],
+) -> Markup:
+    """Draw estimates with their intervals: a dot and whiskers a row, its name and figures above it.
+
+    Names stand above the whiskers, not beside them, so that long ones leave the plot its width on a phone.
+
+    Args:
+        groups: heading → variant's name → interval (`value`, `low`, `high`).
+        runs: names of the runs, in the order of their colours.
+        title: what is estimated; read out with every figure.
+        limits: ends of the axis.
+        reference: value and caption of a thin vertical line.
+    """
+    width, left, right, top = 400, 12, 388, 24
+    ticks = round_ticks(*limits)
+
+    def across(value: float) -> str:
+        return f"{left + (right - left) * (value - ticks[0]) / (ticks[-1] - ticks[0]):.1f}"
+
+    marks, spoken, y = [], [], top
+    for heading, rows in groups.items():
+        y += 24
+        marks.append(Markup('<text x="0" y="{}" class="heading">{}</text>').format(y, heading))
+        for name, interval in rows.items():
+            figures = f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
+            shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+            spoken.append(f"{heading}, {name}: {figures}")
+            y += 40
+            low, middle, high = (across(interval[key]) for key in ("low", "value", "high"))
+            marks.append(Markup('<g class="{}"><title>{}</title>').format(series_class(name, runs), spoken[-1]))
+            marks.append(Markup('<text x="0" y="{}">{}</text>').format(y - 16, shown))
+            marks.append(Markup('<text x="{}" y="{}" class="end">{}</text>').format(width, y - 16, figures))
+            marks.append(Markup('<path class="whisker" d="M{} {}v10m0 -5H{}m0 -5v10"/>').format(low, y - 5, high))
+            marks.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4.5"/></g>').format(middle, y))
+        y += 10
+    axis = []
+    for value, label in zip(ticks, tick_labels(ticks), strict=True):
+        axis.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(across(value), top, y))
+        axis.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format(across(value), y + 16, label))
+    value, label = reference
+    axis.append(Markup('<path class="reference" d="M{} {}V{}"/>').format(across(value), top - 6, y))
+    axis.append(Markup('<text x="{}" y="{}" class="middle note">{}</text>').format(across(value), top - 11, label))
+    opening = Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(
+        width, y + 22, f"{title}. {'; '.join(spoken)}."
+    )
+    return Markup("").join([opening, *axis, *marks, Markup("</svg>")])
+
+
+def interval_mark(interval: dict, limit: float) -> Markup:
+    """Draw one interval (`value`, `low`, `high`) on an axis from -limit to +limit, zero marked; for a table's cell.
+
+    It is hidden from screen readers, since the figures stand beside it.
+    """
+    width, middle = 120, 60
+
+    def across(value: float) -> str:
+        return f"{middle + (middle - 5) * value / limit:.1f}"
+
+    low, value, high = (across(interval[key]) for key in ("low", "value", "high"))
+    return Markup(
+        '<svg class="mark" viewBox="0 0 {0} 14" width="{0}" height="14" aria-hidden="true">'
+        '<path class="grid" d="M0 7H{0}"/><path class="reference" d="M{1} 0V14"/>'
+        '<path class="whisker" d="M{2} 3v8m0 -4H{4}m0 -4v8"/><circle class="dot" cx="{3}" cy="7" r="3.2"/></svg>'
+    ).format(width, middle, low, value, high)
