@@ -1,0 +1,18 @@
+"""Fixtures that several test files share."""
+
+import os
+
+import pytest
+
+# The models here are too small for several threads, and tests may run beside each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """The folder of a small model with the real tokenizer, made once. Read only: copy it before changing anything."""
+    from small_model import make_small_model
+
+    folder = tmp_path_factory.mktemp("small") / "model"
+    make_small_model(folder)
+    return folder

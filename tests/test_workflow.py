@@ -1,0 +1,175 @@
+"""The real Snakemake, end to end on a small model: what it makes, and that only what a change touches runs again."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakemake
+
+EVALUATE = {"generate_responses({0})", "score_responses({0})"}
+EXPORT = {"merge_adapter({0})", "convert_to_gguf({0})", "quantize_gguf({0})", "smoke_test_gguf({0})"}
+REPORT = {"summarize", "render_report"}
+
+
+def of(rules, variant):
+    """Fill a variant's name into a set of jobs."""
+    return {rule.format(variant) for rule in rules}
+
+
+def after_training(run):
+    """The jobs that follow when a run's adapter changes, training included."""
+    return {f"train_dpo({run})"} | of(EVALUATE, run) | of(EXPORT, run) | REPORT
+
+
+@pytest.fixture(scope="module")
+def finished(small_model, tmp_path_factory):
+    """A folder in which the whole workflow has run. Read only."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    copy_project(folder, small_model)
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout
+    assert jobs(result.stdout) == {
+        "fetch_model",
+        "audit_dataset",
+        "build_dataset(train)",
+        "build_dataset(heldout)",
+        *of(EVALUATE, "base"),
+        *after_training("dpo"),
+    }
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of the finished folder to change."""
+    return shutil.copytree(finished, tmp_path / "project", symlinks=True)
+
+
+def change_nothing(project):
+    pass
+
+
+def change_beta(project):
+    edit_config(project, "training", beta=0.2)
+
+
+def change_test_prompt(project):
+    edit_rows(project / "data/prompts.jsonl", lambda rows: rows[3].update(prompt="How do I say no to a friend?"))
+
+
+def change_training_pair(project):
+    edit_rows(project / "data/preferences.jsonl", lambda rows: rows[0].update(rejected="It is a kind of function."))
+
+
+def change_heldout_pair(project):
+    edit_rows(project / "data/heldout.jsonl", lambda rows: rows[0].update(rejected="It depends on many things."))
+
+
+def change_template(project):
+    with open(project / "report/template.html", "a") as file:
+        file.write("<!-- changed -->\n")
+
+
+def change_shared_module(project):
+    with open(project / "scripts/dpo/rubric.py", "a") as file:
+        file.write("# changed\n")
+
+
+def add_run(project):
+    edit_config(project, "runs", gentle={"beta": 0.05})
+
+
+def touch_files(project):
+    later = time.time() + 10
+    for file in ("data/preferences.jsonl", "config.yaml", "scripts/train_dpo.py", "scripts/dpo/cli.py"):
+        os.utime(project / file, (later, later))
+
+
+def swap_numbers(project):
+    edit_config(project, "training", max_steps=2, save_steps=4)
+
+
+def delete_result(project):
+    (project / "results/dpo/gguf/model-q4_k_m.gguf").unlink()
+
+
+CHANGES = {
+    change_nothing: set(),
+    change_beta: after_training("dpo"),
+    change_test_prompt: {"audit_dataset", *of(EVALUATE, "base"), *of(EVALUATE, "dpo"), "smoke_test_gguf(dpo)", *REPORT},
+    change_training_pair: {"audit_dataset", "build_dataset(train)", *after_training("dpo")},
+    change_heldout_pair: {
+        "audit_dataset",
+        "build_dataset(heldout)",
+        "score_responses(base)",
+        "score_responses(dpo)",
+        *REPORT,
+    },
+    change_template: {"render_report"},
+    change_shared_module: {"score_responses(base)", "score_responses(dpo)", "smoke_test_gguf(dpo)", *REPORT},
+    add_run: after_training("gentle"),
+    touch_files: set(),
+    swap_numbers: after_training("dpo"),
+    delete_result: {"quantize_gguf(dpo)", "smoke_test_gguf(dpo)", *REPORT},
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_only_what_a_change_touches_runs_again(project, change, expected):
+    change(project)
+    assert planned(project) == expected
+
+
+def test_a_second_run_executes_nothing(project):
+    result = snakemake(project)
+    assert result.returncode == 0
+    assert jobs(result.stdout) == set()
+    assert "Nothing to be done" in result.stdout
+
+
+def test_a_second_named_run_shares_data_and_base_and_is_in_the_report(project):
+    add_run(project)
+    before = (project / "results/base/generations.jsonl").stat().st_mtime_ns
+    result = snakemake(project)
+    assert result.returncode == 0, result.stdout
+    assert jobs(result.stdout) == after_training("gentle")
+    assert (project / "results/base/generations.jsonl").stat().st_mtime_ns == before
+    summary = json.loads((project / "results/summary.json").read_text())
+    assert list(summary["verdicts"]) == ["dpo", "gentle"]
+    assert summary["runs"]["gentle"]["settings"]["beta"] == 0.05
+    report = (project / "results/report.html").read_text()
+    assert all(verdict["sentence"].split(":")[0] in report for verdict in summary["verdicts"].values())
+    assert planned(project) == set()
+
+
+def test_results_are_the_files_of_the_contract(finished):
+    results = finished / "results"
+    found = {str(file.relative_to(results)) for file in results.rglob("*") if file.is_file()}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    model = {"model.safetensors", "config.json", "generation_config.json", ".snakemake_timestamp"} | tokenizer
+    adapter = {"adapter_model.safetensors", "adapter_config.json", ".snakemake_timestamp"} | tokenizer
+    assert found == {
+        *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "audit.json")),
+        *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json")),
+        *(f"base/model/{name}" for name in model),
+        *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "smoke_test.json")),
+        *(f"dpo/adapter/{name}" for name in adapter),
+        *(f"dpo/merged/{name}" for name in model),
+        *(f"dpo/gguf/{name}" for name in ("model-f16.gguf", "model-q4_k_m.gguf", "Modelfile")),
+        "summary.json",
+        "report.html",
+    }
+
+
+def test_nothing_is_written_outside_the_folders_of_a_run(finished):
+    copied = {"Snakefile", "config.yaml", "data", "envs", "profiles", "report", "rules", "schemas", "scripts"}
+    assert {path.name for path in finished.iterdir()} == copied | {"results", "logs", "benchmarks", ".snakemake"}
+
+
+def test_snakemake_makes_its_own_report_too(project):
+    result = snakemake(project, "--report", "report.zip")
+    assert result.returncode == 0, result.stdout
+    assert (project / "report.zip").stat().st_size > 0
