@@ -1,0 +1,31 @@
+# make run · make test · make lint: each sets up .venv first, where it is missing or older than the lock.
+# Another Python: make PYTHON=/path/to/python3.12. Fewer cores: make CORES=2. More options: make test ARGS="-k gguf".
+
+PYTHON ?= python3
+CORES ?= all
+
+# For single commands only: exported, it would also change the Python that sets up .venv.
+IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: run test lint .venv
+
+run: .venv/.installed
+	@start=$$(date +%s); \
+	$(IN_VENV) snakemake --cores $(CORES) $(ARGS) || exit $$?; \
+	seconds=$$(($$(date +%s) - start)); \
+	echo "report: results/report.html, in $$((seconds / 60)) min $$((seconds % 60)) s"
+
+test: .venv/.installed
+	@$(IN_VENV) pytest $(ARGS)
+
+lint: .venv/.installed
+	@$(IN_VENV) ruff check .
+	@$(IN_VENV) ruff format --check .
+	@$(IN_VENV) snakefmt --check Snakefile rules
+	@$(IN_VENV) snakemake --lint
+
+.venv: .venv/.installed
+
+# The file is written last, so that an interrupted set-up is completed by the next call.
+.venv/.installed: envs/requirements.txt envs/requirements-cuda.txt envs/llama-cpp-python.sha256 envs/install.py
+	@$(PYTHON) envs/install.py .venv
