@@ -31,11 +31,19 @@ SECONDS_BETWEEN_LINES = 10
 
 
 def load_policy(model: Path, settings: dict):
-    """Load the base model with Unsloth and put a fresh LoRA adapter on it; return (model, tokenizer)."""
+    """Load the base model with Unsloth and put a fresh LoRA adapter on it; return (model, tokenizer).
+
+    A GPU computes in the 16-bit type that it supports. A CPU computes in float32, whether or not it has bfloat16
+    instructions: the same results on every processor, and small LoRA updates do not round away in the forward pass.
+    """
+    import torch
     from unsloth import FastLanguageModel
 
     policy, tokenizer = FastLanguageModel.from_pretrained(
-        str(model), max_seq_length=settings["max_length"], dtype=None, load_in_4bit=settings["load_in_4bit"]
+        str(model),
+        max_seq_length=settings["max_length"],
+        dtype=None if torch.cuda.is_available() else torch.float32,
+        load_in_4bit=settings["load_in_4bit"],
     )
     policy = FastLanguageModel.get_peft_model(
         policy,
@@ -50,14 +58,18 @@ def load_policy(model: Path, settings: dict):
 
 
 def make_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkpoints: Path):
-    """Return a `trl.DPOTrainer` over rows in conversational format; computes the reference log-probabilities once."""
+    """Return a `trl.DPOTrainer` over rows in conversational format.
+
+    In float32 the reference log-probabilities are computed once, before training. In 16 bits they come with each batch:
+    there they depend on the batch's padding, by half a nat an answer, and policy and reference must see the same.
+    """
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
     from unsloth import is_bfloat16_supported
 
-    bf16 = is_bfloat16_supported()
+    gpu = torch.cuda.is_available()
     config = DPOConfig(
         output_dir=str(checkpoints),
         beta=settings["beta"],
@@ -69,7 +81,7 @@ def make_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkpoint
         gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         gradient_checkpointing=bool(settings["use_gradient_checkpointing"]),
         max_length=settings["max_length"],
-        precompute_ref_log_probs=True,
+        precompute_ref_log_probs=not gpu,
         optim=settings["optim"],
         weight_decay=settings["weight_decay"],
         seed=settings["seed"],
@@ -79,15 +91,15 @@ def make_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkpoint
         save_steps=settings["save_steps"],
         save_total_limit=2,
         report_to=settings["report_to"],
-        bf16=bf16,
-        fp16=torch.cuda.is_available() and not bf16,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=gpu and is_bfloat16_supported(),
+        fp16=gpu and not is_bfloat16_supported(),
+        dataloader_pin_memory=gpu,
         disable_tqdm=True,
     )
     trainer = DPOTrainer(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
-    # TRL keeps a copy of the fresh adapter as reference. Its log-probabilities are computed by now, and with two
-    # adapters in a checkpoint transformers would resume from the copy instead of the trained one.
+    # TRL keeps a copy of the fresh adapter as reference, which is the bare base model. With two adapters in a checkpoint
+    # transformers would resume from the copy instead of the trained one; without it, TRL refers to the bare model.
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
     return trainer
