@@ -1,15 +1,103 @@
-SOURCES = {"train": config["data"]["preferences"], "heldout": config["data"]["heldout"]}
+DATA = config["data"]
+# A number asks for a share of the training sources, split off by prompt.
+SPLIT = isinstance(DATA["heldout"], float)
+SETS = ["train", "heldout"]
+
+
+def sources_of(name):
+    """The sources of a set, each as a dict; a source from the hub with the folder that it is downloaded to."""
+    given = DATA["train"] if SPLIT else DATA[name]
+    sources = [
+        {"path": source} if isinstance(source, str) else dict(source)
+        for source in (given if isinstance(given, list) else [given])
+    ]
+    for source in sources:
+        if "repo" in source:
+            parts = [source["repo"], source["revision"], *([source["data_dir"]] if "data_dir" in source else [])]
+            source["folder"] = "results/data/sources/" + "@".join(parts).replace("/", "--")
+    return sources
+
+
+HUB_SOURCES = {
+    Path(source["folder"]).name: {key: source[key] for key in ("repo", "revision", "data_dir") if key in source}
+    for name in SETS
+    for source in sources_of(name)
+    if "repo" in source
+}
+
+
+rule fetch_dataset:
+    input:
+        code("fetch_dataset"),
+    output:
+        directory("results/data/sources/{source}"),
+    log:
+        "logs/fetch_dataset/{source}.log",
+    benchmark:
+        "benchmarks/fetch_dataset/{source}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    params:
+        settings=lambda wildcards: as_setting(HUB_SOURCES[wildcards.source]),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/fetch_dataset.py --settings {params.settings:q} --folder {output:q}
+        """
+
+
+# One job a set, the training set first, and what both share leaves the other one: so that a changed held-out pair or test
+# prompt never trains the model again.
+rule build_dataset:
+    input:
+        code("build_dataset"),
+        sources=lambda wildcards: [source.get("folder") or source["path"] for source in sources_of(wildcards.set)],
+        trained=lambda wildcards: "results/data/train.jsonl" if wildcards.set == "heldout" else [],
+        model="results/base/model",
+    output:
+        dataset="results/data/{set}.jsonl",
+        rejected="results/data/{set}.rejected.jsonl",
+        audit="results/data/{set}.audit.json",
+    log:
+        "logs/build_dataset/{set}.log",
+    benchmark:
+        "benchmarks/build_dataset/{set}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        trained=lambda wildcards, input: f"--trained {input.trained}" if input.trained else "",
+        settings=lambda wildcards: as_setting(
+            {
+                key: DATA[key]
+                for key in (
+                    "min_score_ratio",
+                    "min_score_difference",
+                    "near_duplicate",
+                    "max_length",
+                    "max_prompt_length",
+                )
+            }
+            | {"sources": sources_of(wildcards.set)}
+            | ({"split": {"share": DATA["heldout"], "seed": DATA["seed"], "side": wildcards.set}} if SPLIT else {})
+        ),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/build_dataset.py --model {input.model:q} --settings {params.settings:q} {params.trained} \
+            --dataset {output.dataset:q} --rejected {output.rejected:q} --audit {output.audit:q}
+        """
 
 
 rule audit_dataset:
     input:
         code("audit_dataset"),
-        preferences=SOURCES["train"],
-        heldout=SOURCES["heldout"],
-        prompts=config["data"]["prompts"],
+        expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "audit.json"]),
+        prompts=DATA["prompts"],
         model="results/base/model",
     output:
-        "results/data/audit.json",
+        audit="results/data/audit.json",
+        rejected="results/data/rejected.jsonl",
     log:
         "logs/audit_dataset/data.log",
     benchmark:
@@ -20,30 +108,12 @@ rule audit_dataset:
     conda:
         "../envs/dpo.yaml"
     params:
-        settings=as_setting({key: config["data"][key] for key in ("max_length", "max_prompt_length")}),
+        settings=as_setting(
+            {key: DATA[key] for key in ("max_prompt_length", "near_duplicate", "max_length_auc", "tolerance")}
+        ),
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/audit_dataset.py --preferences {input.preferences:q} --heldout {input.heldout:q} \
-            --prompts {input.prompts:q} --model {input.model:q} --settings {params.settings:q} --audit {output:q}
-        """
-
-
-# One job a set, so that a changed test prompt or held-out pair does not train the model again.
-rule build_dataset:
-    input:
-        code("build_dataset"),
-        pairs=lambda wildcards: SOURCES[wildcards.set],
-    output:
-        "results/data/{set}.jsonl",
-    log:
-        "logs/build_dataset/{set}.log",
-    benchmark:
-        "benchmarks/build_dataset/{set}.tsv"
-    conda:
-        "../envs/dpo.yaml"
-    shell:
-        """
-        exec &> >(tee {log:q})
-        python scripts/build_dataset.py --pairs {input.pairs:q} --dataset {output:q}
+        python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} --model {input.model:q} \
+            --settings {params.settings:q} --audit {output.audit:q} --rejected {output.rejected:q}
         """

@@ -3,6 +3,7 @@ RESULTS = [
     "results/data/train.jsonl",
     "results/data/heldout.jsonl",
     "results/data/audit.json",
+    "results/data/rejected.jsonl",
     "results/base/manifest.json",
     "results/base/model",
     *expand("results/{variant}/{what}", variant=VARIANTS, what=["generations.jsonl", "scores.json"]),
@@ -19,7 +20,8 @@ rule summarize:
         benchmarks=[
             "benchmarks/fetch_model/base.tsv",
             "benchmarks/audit_dataset/data.tsv",
-            *expand("benchmarks/build_dataset/{set}.tsv", set=SOURCES),
+            *expand("benchmarks/fetch_dataset/{source}.tsv", source=HUB_SOURCES),
+            *expand("benchmarks/build_dataset/{set}.tsv", set=SETS),
             *expand("benchmarks/train_dpo/{run}.tsv", run=RUNS),
             *expand(
                 "benchmarks/{rule}/{variant}.tsv", rule=["generate_responses", "score_responses"], variant=VARIANTS

@@ -1,91 +1,128 @@
-"""Validate the preference pairs and test prompts together, and count what is in them.
+"""Put the audits of all sets together, look for leaks between them and the test prompts, and stop where too much is wrong.
 
-    python scripts/audit_dataset.py --preferences data/preferences.jsonl --heldout data/heldout.jsonl \
-        --prompts data/prompts.jsonl --model results/base/model \
-        --settings '{"max_length": 512, "max_prompt_length": 256}' --audit results/data/audit.json
+    python scripts/audit_dataset.py --data results/data --prompts data/prompts.jsonl --model results/base/model \
+        --settings '{"max_prompt_length": 256, "near_duplicate": 0.8, "max_length_auc": 1.0,
+        "tolerance": {"other": 0, "low_confidence": 1, "truncated": 1}}' \
+        --audit results/data/audit.json --rejected results/data/rejected.jsonl
 
-Any fault stops the run before time goes into training, and names file, line and remedy: rows that are not what they
-should be, duplicates, a prompt that is both trained on and tested, a prompt that is too long.
+`--data` is the folder with what `build_dataset` wrote. A share of rows above its tolerance stops the workflow before time
+goes into training, with the worst examples; so does any fault in the test prompts.
 """
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 from dpo import chat, cli
-from dpo.artifacts import write_json
+from dpo.artifacts import read_json, staged_file, write_json
 from dpo.cli import UserError
-from dpo.pairs import as_conversation, find_overlaps, read_pairs, read_prompts
+from dpo.pairs import find_leaks, prompt_text
+from dpo.prompts import read_prompts
+from dpo.tokenisation import Tokenisation
 
+SETS = ("train", "heldout")
 SHOWN_PROBLEMS = 20
 
 
-def check_prompt_lengths(rows: list[dict], tokenizer, limit: int, problems: list[str]) -> None:
-    """Add a line to `problems` for each prompt whose token ids, chat template included, exceed the limit."""
-    for row in rows:
-        length = len(chat.prompt_ids(tokenizer, chat.conversation(row["prompt"])))
+def find_intolerable(counts: dict, name: str, settings: dict) -> list[str]:
+    """Return a line for each share of a set's rows that is above its tolerance, followed by its worst examples."""
+    tolerance, problems = settings["tolerance"], []
+    shares = {reason: count / counts["rows"] for reason, count in counts["rejected_for"].items()}
+    shares["truncated"] = counts["truncated"]["pairs"] / counts["pairs"]
+    for reason, share in shares.items():
+        allowed = tolerance.get(reason, tolerance["other"])
+        if share > allowed:
+            worst = "".join(
+                f"\n    {entry['source']}:{entry['line']}: {entry['detail']}"
+                for entry in counts["worst"].get(reason, [])
+            )
+            rows = counts["truncated"]["pairs"] if reason == "truncated" else counts["rejected_for"][reason]
+            problems.append(
+                f"{name}: {rows:,} of {counts['rows']:,} rows {reason} ({share:.2%}), more than "
+                f"data.tolerance.{reason if reason in tolerance else 'other'} = {allowed:g} allows{worst}"
+            )
+    auc = counts["length_bias"]["auc"]
+    if name == "train" and max(auc, 1 - auc) > settings["max_length_auc"]:
+        problems.append(
+            f"{name}: length alone tells chosen from rejected with an AUC of {auc:.2f}, beyond data.max_length_auc = "
+            f"{settings['max_length_auc']:g}; add pairs whose better answer is the {'shorter' if auc > 0.5 else 'longer'} one"
+        )
+    return problems
+
+
+def check_prompts(prompts: list[dict], tokenisation: Tokenisation, limit: int, problems: list[str]) -> None:
+    """Add a line to `problems` for each test prompt that is too long, or that the tokenizer would not take as text."""
+    for row in prompts:
+        length = tokenisation.prompt_length(row["prompt"])
         if length > limit:
             problems.append(
                 f"{row['where']}: the prompt is {length} tokens in the chat template, over max_prompt_length = {limit}"
                 "; shorten it, or raise data.max_prompt_length in config.yaml"
             )
-
-
-def audit(pairs: list[dict], tokenizer, max_length: int) -> dict:
-    """Count pairs, topics, token lengths, truncated pairs, and how often the chosen answer is the longer one."""
-    prompts, chosen, rejected = [], [], []
-    for pair in map(as_conversation, pairs):
-        prompts.append(len(chat.prompt_ids(tokenizer, pair["prompt"])))
-        chosen.append(len(chat.completion_ids(tokenizer, pair["prompt"], pair["chosen"])))
-        rejected.append(len(chat.completion_ids(tokenizer, pair["prompt"], pair["rejected"])))
-    longest = [prompt + max(sides) for prompt, *sides in zip(prompts, chosen, rejected, strict=True)]
-    return {
-        "pairs": len(pairs),
-        "topics": dict(sorted(Counter(pair["topic"] for pair in pairs).items())),
-        "tokens": {
-            name: {"min": min(lengths), "mean": sum(lengths) / len(lengths), "max": max(lengths)}
-            for name, lengths in (("prompt", prompts), ("chosen", chosen), ("rejected", rejected))
-        },
-        "chosen_longer": sum(a > b for a, b in zip(chosen, rejected, strict=True)),
-        "truncated_at_max_length": sum(length > max_length for length in longest),
-    }
+        if token := tokenisation.find_special(row["prompt"]):
+            problems.append(f"{row['where']}: the prompt holds {token}, which the tokenizer takes for a control token")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preferences", type=Path, required=True, help="preference pairs to train on (JSON Lines)")
-    parser.add_argument("--heldout", type=Path, required=True, help="preference pairs never trained on (JSON Lines)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the sets that build_dataset wrote")
     parser.add_argument("--prompts", type=Path, required=True, help="test prompts (JSON Lines)")
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder whose tokenizer counts")
-    parser.add_argument("--settings", type=json.loads, required=True, help="max_length and max_prompt_length, as JSON")
+    parser.add_argument("--settings", type=json.loads, required=True, help="limits and tolerances, as JSON")
     parser.add_argument("--audit", type=Path, required=True, help="JSON file of counts to write")
+    parser.add_argument("--rejected", type=Path, required=True, help="JSON Lines file of all rejected rows to write")
     arguments = parser.parse_args()
     settings = arguments.settings
 
-    problems = []
-    preferences = read_pairs(arguments.preferences, problems, minimum=2)
-    heldout = read_pairs(arguments.heldout, problems)
+    counts = {name: read_json(arguments.data / f"{name}.audit.json") for name in SETS}
+    problems = [problem for name in SETS for problem in find_intolerable(counts[name], name, settings)]
     prompts = read_prompts(arguments.prompts, problems)
-    find_overlaps(heldout, preferences, problems)
-    find_overlaps(prompts, preferences, problems)
-    find_overlaps(prompts, heldout, problems)
-    tokenizer = chat.load_tokenizer(arguments.model)
-    check_prompt_lengths(preferences + heldout + prompts, tokenizer, settings["max_prompt_length"], problems)
+    tokenisation = Tokenisation(chat.load_tokenizer(arguments.model), settings)
+    check_prompts(prompts, tokenisation, settings["max_prompt_length"], problems)
+    texts = [prompt_text(chat.conversation(row["prompt"])) for row in prompts]
+    for name in SETS:
+        found = find_leaks(texts, arguments.data / f"{name}.jsonl", settings["near_duplicate"])
+        problems += [
+            f"{prompts[place]['where']}: the prompt is {alike:.0%} that of the {name} pair {known}; what is tested must be new"
+            for place, (known, alike) in sorted(found.items())
+        ]
     if problems:
         hidden = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise UserError("the data has faults:\n  " + "\n  ".join(problems[:SHOWN_PROBLEMS]) + hidden)
+        raise UserError(
+            "the data has faults:\n  "
+            + "\n  ".join(problems[:SHOWN_PROBLEMS])
+            + hidden
+            + "\nmend the rows, or raise the "
+            f"tolerance in config.yaml; every rejected row is in {arguments.data}/*.rejected.jsonl"
+        )
 
-    counts = {
-        "train": audit(preferences, tokenizer, settings["max_length"]),
-        "heldout": audit(heldout, tokenizer, settings["max_length"]),
-        "prompts": {"prompts": len(prompts), "topics": dict(sorted(Counter(row["topic"] for row in prompts).items()))},
-    }
+    with staged_file(arguments.rejected) as partial, open(partial, "wb") as rejected:
+        for name in SETS:
+            with open(arguments.data / f"{name}.rejected.jsonl", "rb") as part:
+                shutil.copyfileobj(part, rejected)
+    topics = Counter(row["topic"] for row in prompts)
+    counts["prompts"] = {"prompts": len(prompts), "topics": dict(sorted(topics.items()))}
+    rows = sum(counts[name]["rows"] for name in SETS)
+    rejected_rows = sum(counts[name]["rejected"] for name in SETS)
+    counts["accounting"] = {
+        "rows": rows, **{name: counts[name]["pairs"] for name in SETS}, "rejected": rejected_rows,
+    }  # fmt: skip
+    if rows != sum(counts[name]["pairs"] for name in SETS) + rejected_rows:
+        raise AssertionError(f"a row is lost: {counts['accounting']}")
     write_json(arguments.audit, counts)
-    print(f"{len(preferences)} training pairs, {len(heldout)} held-out pairs, {len(prompts)} test prompts")
-    for name in ("train", "heldout"):
-        if truncated := counts[name]["truncated_at_max_length"]:
-            print(f"warning: {truncated} {name} pairs are longer than max_length and lose their end in training")
+    print(
+        f"{rows:,} rows = {counts['train']['pairs']:,} training pairs + {counts['heldout']['pairs']:,} held-out pairs + "
+        f"{rejected_rows:,} rejected; {len(prompts)} test prompts"
+    )
+    for name in SETS:
+        print(f"{name}: {counts[name]['length_bias']['sentence']}")
+        for reason, count in counts[name]["rejected_for"].items():
+            if count:
+                print(f"{name}: {count:,} rows rejected: {reason}")
+        if truncated := counts[name]["truncated"]["pairs"]:
+            print(f"warning: {truncated:,} {name} pairs are longer than max_length; what they lose is their end")
 
 
 if __name__ == "__main__":

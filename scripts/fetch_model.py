@@ -12,13 +12,12 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dpo import cli, llama_cpp_source
+from dpo import cli, hub, llama_cpp_source
 from dpo.artifacts import sha256_of, staged_folder, write_json
 from dpo.cli import UserError
 
@@ -75,46 +74,17 @@ def unpack_gguf(source: dict, folder: Path) -> dict:
 
 def download(source: dict, folder: Path) -> dict:
     """Download one pinned revision from the hub into `folder`; return where it came from."""
-    # Plain HTTP: it reports what went wrong in a second; the Xet protocol tries for over a minute, then dies untyped.
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    import httpx
-    from huggingface_hub import constants, hf_hub_download, model_info
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    repo, revision = source["repo"], source["revision"]
-    try:
-        # Not `snapshot_download`: it waits for ever for the list of files from a hub that does not answer.
-        info = model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        for file in info.siblings:
-            # The model lies at the top of its repository; in folders below are other formats of it (onnx/, original/).
-            if "/" not in file.rfilename and any(fnmatch(file.rfilename, pattern) for pattern in MODEL_FILES):
-                hf_hub_download(repo, file.rfilename, revision=info.sha, local_dir=folder)
-    except HFValidationError as error:
-        raise UserError(f"model.repo in config.yaml: {error}") from None
-    except RevisionNotFoundError:
-        raise UserError(f"the hub has no revision {revision} of {repo}: check model.revision in config.yaml") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"the hub has no model {repo}, or keeps it from you: check model.repo in config.yaml; "
-            "for a private or gated model set HF_TOKEN"
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"the hub refused {repo}: {first_line(error)}") from None
-    except (httpx.HTTPError, OSError) as error:
-        raise UserError(
-            f"{repo} could not be downloaded from the hub: {first_line(error)}\n"
-            "check the network and the free disk space, or use `model: {preset: smollm2-135m}`, which needs no hub"
-        ) from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    name = f"{repo} at {revision}"
+    def is_wanted(file: str) -> bool:
+        # The model lies at the top of its repository; in folders below are other formats of it (onnx/, original/).
+        return "/" not in file and any(fnmatch(file, pattern) for pattern in MODEL_FILES)
+
+    instead = ", or use `model: {preset: smollm2-135m}`, which needs no hub"
+    commit = hub.download("model", source["repo"], source["revision"], folder, is_wanted, instead)
+    name = f"{source['repo']} at {source['revision']}"
     check_weights(folder, name)
     check_pinned_files(folder, name, source.get("sha256", {}))
-    return {"repo": repo, "revision": info.sha}
+    return {"repo": source["repo"], "revision": commit}
 
 
 def copy_folder(source: dict, folder: Path) -> dict:
@@ -127,11 +97,6 @@ def copy_folder(source: dict, folder: Path) -> dict:
             shutil.copyfile(file, folder / file.name)
     check_pinned_files(folder, name, source.get("sha256", {}))
     return {"path": str(path)}
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the name of its type where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def check_weights(folder: Path, name: str) -> None:

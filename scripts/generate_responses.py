@@ -16,7 +16,7 @@ from pathlib import Path
 from dpo import chat, cli
 from dpo.artifacts import write_jsonl
 from dpo.cli import UserError
-from dpo.pairs import read_prompts
+from dpo.prompts import read_prompts
 
 
 def generate(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[dict]:

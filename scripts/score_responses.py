@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dpo import chat, cli, rubric, statistics
 from dpo.artifacts import read_json, read_jsonl, write_json
-from dpo.pairs import read_prompts
+from dpo.prompts import read_prompts
 
 
 def score_answers(prompts: list[dict], generations: list[dict]) -> list[dict]:

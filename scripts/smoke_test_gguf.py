@@ -22,7 +22,7 @@ from dpo.artifacts import read_json, sha256_of, staged_file, write_json
 from dpo.cli import UserError
 from dpo.gguf_chat import inspect_and_answer
 from dpo.modelfile import write_modelfile
-from dpo.pairs import notebook_prompts, read_prompts
+from dpo.prompts import notebook_prompts, read_prompts
 
 FILE_TYPE = "15"  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from dpo import cli, rubric, statistics
 from dpo.artifacts import read_json, read_jsonl, sha256_of, write_json
-from dpo.pairs import notebook_prompts, read_prompts
+from dpo.prompts import notebook_prompts, read_prompts
 
 PACKAGES = (
     "snakemake", "unsloth", "unsloth_zoo", "trl", "transformers", "datasets", "peft", "bitsandbytes", "torch",

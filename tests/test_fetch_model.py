@@ -145,17 +145,17 @@ def test_a_model_from_the_hub_arrives_whole_though_the_connection_breaks_once(hu
 def test_an_unknown_revision_is_named_with_its_config_key(hub, model, fetch, tmp_path, revision):
     hub.add(REPO, REVISION, model)
     result = fetch({"repo": REPO, "revision": revision}, HF_ENDPOINT=hub.url)
-    assert_refused(result, tmp_path / "results", revision, REPO, "model.revision in config.yaml")
+    assert_refused(result, tmp_path / "results", revision, REPO, "`revision` of the model in config.yaml")
 
 
 def test_an_unknown_repository_is_named_with_its_config_key(hub, fetch, tmp_path):
     result = fetch({"repo": "someone/else", "revision": REVISION}, HF_ENDPOINT=hub.url)
-    assert_refused(result, tmp_path / "results", "someone/else", "model.repo in config.yaml", "HF_TOKEN")
+    assert_refused(result, tmp_path / "results", "someone/else", "`repo` of the model in config.yaml", "HF_TOKEN")
 
 
 def test_a_name_that_no_repository_can_have_is_refused(hub, fetch, tmp_path):
     result = fetch({"repo": "some one/model", "revision": REVISION}, HF_ENDPOINT=hub.url)
-    assert_refused(result, tmp_path / "results", "model.repo in config.yaml", "some one/model")
+    assert_refused(result, tmp_path / "results", "`repo` of the model in config.yaml", "some one/model")
 
 
 def test_a_file_with_another_hash_than_the_pinned_one_is_refused(hub, model, fetch, tmp_path):

@@ -1,143 +1,183 @@
-"""Preference pairs and test prompts as people write them: JSON Lines, read strictly.
+"""Rows of preference data, one by one: what is wrong with a row, or the pair that it is, ready for training.
 
-A preference pair is `{"id", "topic", "prompt", "chosen", "rejected"}`, all text. A test prompt is
-`{"id", "topic", "prompt", "expects", "forbids"}`, optionally with `"notebook": true` for the prompts that the original
-notebook shows; `expects` and `forbids` are lists of `{"name", "any"}`, `any` being phrases in the sense of `rubric.py`.
-Every problem in a file is collected, so that one reading shows all of them.
+A pair is written as TRL's conversational preference format, one JSON object a line: `prompt`, `chosen` and `rejected` as
+lists of messages, beside `id` and, where the row has one, `topic`.
 """
 
+import hashlib
 import json
-import re
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-PAIR_FIELDS = ("id", "topic", "prompt", "chosen", "rejected")
-PROMPT_FIELDS = ("id", "topic", "prompt")
-CHECK_FIELDS = ("expects", "forbids")
+import numpy as np
+
+from dpo import chat, duplicates
+from dpo.json_lines import MalformedLine, parse_line
+from dpo.layouts import Pair, Rejected, to_pair
+from dpo.sources import Batch, RawRow
+from dpo.texts import find_control, normalize
+from dpo.tokenisation import Tokenisation
 
 
-def normalize(text: str) -> str:
-    """Return the text as compared for duplicates: case, punctuation and runs of white space do not count."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+@dataclass
+class Examined:
+    """What a batch of rows came to: every row is in `numbers`, in `rejected` or counted in `elsewhere`."""
+
+    numbers: list[int] = field(default_factory=list)  # of the sound rows, in their source
+    lines: list[bytes] = field(default_factory=list)  # the sound rows, as they are written
+    keys: np.ndarray | None = None  # of id, prompt, chosen and rejected answer: uint64 of shape (sound rows, 4)
+    bands: np.ndarray | None = None  # for near-duplicates: uint32 of shape (sound rows, duplicates.BANDS)
+    lengths: np.ndarray | None = None  # tokens of prompt and completions: int32 of shape (sound rows, 3)
+    topics: list[str | None] = field(default_factory=list)
+    rejected: list[tuple[int, Rejected]] = field(default_factory=list)  # row numbers and reasons
+    elsewhere: int = 0  # rows that the split gives to the other set
 
 
-def read_lines(path: Path, problems: list[str]) -> list[dict]:
-    """Read a JSON Lines file of objects; add a line to `problems` for each row that is none.
+def prompt_text(messages: list[dict[str, str]]) -> str:
+    """Return a prompt as compared with others: its turns without the system's, normalised."""
+    return "\n".join(normalize(turn["content"]) for turn in messages if turn["role"] != "system")
 
-    Each object gets the key `where` ("file:line"), so that later checks can say where a row stands.
+
+def parts(row: dict) -> tuple[str, str]:
+    """Return what two pairs must both nearly share to be near-duplicates: the prompt, and the answers, normalised."""
+    answers = (normalize(row[side][0]["content"]) for side in ("chosen", "rejected"))
+    return prompt_text(row["prompt"]), "\n".join(answers)
+
+
+def is_heldout(prompt: str, share: float, seed: int) -> bool:
+    """Tell whether a normalised prompt belongs to the held-out set, by a hash of it and the seed alone.
+
+    Thus rows added later move none to the other side, and rows of one prompt are always on one side.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            problems.append(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8")
-            continue
-        except json.JSONDecodeError as error:
-            what = f"{error.msg} at column {error.colno}" if line.strip() else "an empty line"
-            problems.append(f"{where}: not JSON ({what}); write one JSON object a line")
-            continue
-        if isinstance(row, dict):
-            rows.append(row | {"where": where})
-        else:
-            problems.append(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
-    return rows
+    digest = hashlib.blake2b(f"{seed}\x00{prompt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < share * 2**64
 
 
-def read_pairs(path: Path, problems: list[str], minimum: int = 1) -> list[dict]:
-    """Read preference pairs; return the sound ones and add a line to `problems` for each fault found.
+class Examiner:
+    """Examines batches of one source's rows; its own process can do so beside others.
 
     Args:
-        path: JSON Lines file.
-        problems: list that faults are added to, as "file:line: what is wrong; what to do".
-        minimum: fewest rows that the file must hold.
+        model: Hugging Face folder with the tokenizer.
+        settings: `max_length`, `max_prompt_length`, `min_score_difference` and `min_score_ratio`, see config.yaml, and
+            where one source is split into two sets, `split`: `share` of the held-out set, `seed`, and which `side`
+            (train or heldout) to keep.
     """
-    rows = read_lines(path, problems)
-    if len(rows) < minimum and not problems:
-        problems.append(f"{path}: {len(rows)} pairs; at least {minimum} are needed")
-    pairs = [row for row in rows if has_text(row, PAIR_FIELDS, problems)]
-    for row in pairs:
-        if normalize(row["chosen"]) == normalize(row["rejected"]):
-            problems.append(f"{row['where']}: chosen and rejected are the same; no preference can be learned from it")
-    find_duplicates(pairs, problems)
-    return pairs
+
+    def __init__(self, model: Path, settings: dict):
+        self.settings = settings
+        self.tokenisation = Tokenisation(chat.load_tokenizer(model), settings)
+
+    def __call__(self, batch: Batch, source: dict) -> Examined:
+        """Examine a batch.
+
+        Args:
+            batch: rows with their numbers.
+            source: `name`, `layout` and `columns` (pair's column → source's column).
+        """
+        examined, numbers, pairs = Examined(), [], []
+        split = self.settings.get("split")
+        for number, raw in batch:
+            try:
+                pair = self.read(raw, source)
+            except Rejected as rejected:
+                # Of a row that is none the prompt is not known, and with it the side; the training set counts it.
+                if not split or split["side"] == "train":
+                    examined.rejected.append((number, rejected))
+                continue
+            if split and is_heldout(prompt_text(pair.prompt), split["share"], split["seed"]) != (
+                split["side"] == "heldout"
+            ):
+                examined.elsewhere += 1
+                continue
+            try:
+                self.check_answers(pair)
+            except Rejected as rejected:
+                examined.rejected.append((number, rejected))
+                continue
+            numbers.append(number)
+            pairs.append(pair)
+        self.finish(examined, numbers, pairs, source["name"])
+        return examined
+
+    def read(self, raw: RawRow, source: dict) -> Pair:
+        """Return the pair of a row with a sound prompt. Raises `Rejected`."""
+        try:
+            row = parse_line(raw) if isinstance(raw, str) else raw
+        except MalformedLine as error:
+            raise Rejected("malformed", str(error)) from None
+        for name, column in source["columns"].items():
+            if column not in row:
+                raise Rejected("malformed", f"{column} is missing")
+            row = row | {name: row[column]}
+        pair = to_pair(row, source["layout"], self.settings)
+        for message in pair.prompt:
+            self.check_text(f"prompt ({message['role']})" if len(pair.prompt) > 1 else "prompt", message["content"])
+        for label, value in pair.labels.items():
+            if control := find_control(value):
+                raise Rejected("control_characters", f"{label} holds the control character {control}")
+        return pair
+
+    def check_answers(self, pair: Pair) -> None:
+        """Raise `Rejected` where an answer is not fit to be one, or both say the same."""
+        self.check_text("chosen", pair.chosen)
+        self.check_text("rejected", pair.rejected)
+        if normalize(pair.chosen) == normalize(pair.rejected):
+            raise Rejected("identical", "chosen and rejected are the same; no preference can be learned from them")
+
+    def check_text(self, name: str, text: str) -> None:
+        """Raise `Rejected` where a text is empty, or holds what must not reach the tokenizer."""
+        if control := find_control(text):
+            raise Rejected("control_characters", f"{name} holds the control character {control}")
+        if not text.strip():
+            raise Rejected("empty", f"{name} is empty")
+        if token := self.tokenisation.find_special(text):
+            raise Rejected("special_tokens", f"{name} holds {token}, which the tokenizer takes for a control token")
+
+    def finish(self, examined: Examined, numbers: list[int], pairs: list[Pair], source: str) -> None:
+        """Tokenise the pairs of a batch, and fill in what is kept of the sound ones."""
+        lengths, keys, texts = [], [], []
+        for number, pair, measured in zip(numbers, pairs, self.tokenisation.measure(pairs), strict=True):
+            if isinstance(measured, Rejected):
+                examined.rejected.append((number, measured))
+                continue
+            row = {
+                **{"id": f"{source}:{number}", **pair.labels},
+                "prompt": pair.prompt,
+                "chosen": [{"role": "assistant", "content": pair.chosen}],
+                "rejected": [{"role": "assistant", "content": pair.rejected}],
+            }
+            prompt, answers = parts(row)
+            examined.numbers.append(number)
+            examined.topics.append(pair.labels.get("topic"))
+            examined.lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            lengths.append((measured.prompt, measured.chosen, measured.rejected))
+            keys.append((row["id"], prompt, *(normalize(answer) for answer in (pair.chosen, pair.rejected))))
+            texts.append(f"{prompt}\n{answers}")
+        examined.lengths = np.array(lengths, dtype=np.int32).reshape(-1, 3)
+        examined.keys = np.array([[duplicates.key(text) for text in row] for row in keys], dtype=np.uint64).reshape(
+            -1, 4
+        )
+        examined.bands = duplicates.bands(texts)
 
 
-def as_conversation(row: dict) -> dict:
-    """Return a pair in TRL's conversational preference format."""
-    return {
-        "id": row["id"],
-        "topic": row["topic"],
-        "prompt": [{"role": "user", "content": row["prompt"]}],
-        "chosen": [{"role": "assistant", "content": row["chosen"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
-    }
+def find_leaks(prompts: list[str], dataset: Path, threshold: float) -> dict[int, tuple[str, float]]:
+    """Find which normalised prompts stand in a set that `build_dataset` wrote, exactly or nearly.
 
+    Args:
+        prompts: normalised prompts (see `prompt_text`).
+        dataset: the set, JSON Lines; read as a stream.
+        threshold: least similarity of near-duplicates.
 
-def read_prompts(path: Path, problems: list[str]) -> list[dict]:
-    """Read test prompts; return the sound ones and add a line to `problems` for each fault found."""
-    rows = read_lines(path, problems)
-    if not rows and not problems:
-        problems.append(f"{path}: no prompts; at least one is needed")
-    prompts = [row for row in rows if has_text(row, PROMPT_FIELDS, problems) and has_checks(row, problems)]
-    find_duplicates(prompts, problems)
-    return prompts
-
-
-def notebook_prompts(prompts: list[dict]) -> list[dict]:
-    """Return the prompts marked `"notebook": true`, or the first three where none is marked."""
-    return [row for row in prompts if row.get("notebook")] or prompts[:3]
-
-
-def has_text(row: dict, fields: tuple[str, ...], problems: list[str]) -> bool:
-    """Tell whether each field is there, is text, and says something; add to `problems` where not."""
-    for field in fields:
-        if field not in row:
-            problems.append(f"{row['where']}: {field} is missing; a row has {', '.join(fields)}")
-        elif not isinstance(row[field], str):
-            problems.append(f"{row['where']}: {field} is a {type(row[field]).__name__}; it must be text in quotes")
-        elif not row[field].strip():
-            problems.append(f"{row['where']}: {field} is empty; write it or remove the row")
-        else:
-            continue
-        return False
-    return True
-
-
-def has_checks(row: dict, problems: list[str]) -> bool:
-    """Tell whether `expects` and `forbids` are lists of named phrases; add to `problems` where not."""
-    for field in CHECK_FIELDS:
-        checks = row.get(field)
-        if not isinstance(checks, list) or not all(is_check(check) for check in checks):
-            problems.append(
-                f'{row["where"]}: {field} must be a list of {{"name": text, "any": [phrases]}}, each with a phrase; '
-                "the list may be empty"
-            )
-            return False
-    return True
-
-
-def is_check(check: object) -> bool:
-    """Tell whether a value is `{"name": text, "any": [at least one phrase]}`."""
-    if not isinstance(check, dict) or not isinstance(check.get("name"), str):
-        return False
-    phrases = check.get("any")
-    return isinstance(phrases, list) and bool(phrases) and all(isinstance(p, str) and p.strip() for p in phrases)
-
-
-def find_duplicates(rows: list[dict], problems: list[str]) -> None:
-    """Add a line to `problems` for each id or prompt that an earlier row of the same file has."""
-    for field, key in (("id", str), ("prompt", normalize)):
-        seen = {}
-        for row in rows:
-            first = seen.setdefault(key(row[field]), row["where"])
-            if first != row["where"]:
-                problems.append(f"{row['where']}: the same {field} as {first}; remove one of them")
-
-
-def find_overlaps(rows: list[dict], others: list[dict], problems: list[str]) -> None:
-    """Add a line to `problems` for each prompt in `rows` that also stands in `others`."""
-    known = {normalize(other["prompt"]): other["where"] for other in others}
-    for row in rows:
-        if first := known.get(normalize(row["prompt"])):
-            problems.append(f"{row['where']}: the same prompt as {first}; what is tested must not be trained on")
+    Returns:
+        position in `prompts` → (id of the most similar pair, similarity).
+    """
+    index = duplicates.PromptIndex(prompts, threshold)
+    found: dict[int, tuple[str, float]] = {}
+    with open(dataset, "rb") as file:
+        while lines := list(islice(file, 1000)):
+            rows = [json.loads(line) for line in lines]
+            for place, known, alike in index.find([prompt_text(row["prompt"]) for row in rows]):
+                if known not in found or alike > found[known][1]:
+                    found[known] = rows[place]["id"], alike
+    return found
