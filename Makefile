@@ -1,4 +1,4 @@
-# make run · make test · make lint: each sets up .venv first, where it is missing or older than the lock.
+# make run · make test · make lint · make bench: each sets up .venv first, where it is missing or older than the lock.
 # Another Python: make PYTHON=/path/to/python3.12. Fewer cores: make CORES=2. More options: make test ARGS="-k gguf".
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ CORES ?= all
 # For single commands only: exported, it would also change the Python that sets up .venv.
 IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: run test lint .venv
+.PHONY: run test lint bench .venv
 
 run: .venv/.installed
 	@start=$$(date +%s); \
@@ -23,6 +23,10 @@ lint: .venv/.installed
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) snakefmt --check Snakefile rules
 	@$(IN_VENV) snakemake --lint
+
+bench: .venv/.installed
+	@$(IN_VENV) snakemake --cores all --quiet all -- results/base/model
+	@$(IN_VENV) python bench/dataset.py --model results/base/model $(ARGS)
 
 .venv: .venv/.installed
 

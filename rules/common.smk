@@ -40,6 +40,8 @@ def explain(fault):
         return f"unknown key {', '.join(unknown)}; allowed are {', '.join(fault.schema['properties'])}"
     if fault.validator == "type" and fault.validator_value == "number" and isinstance(fault.instance, str):
         return f"{fault.instance!r} is text; write a number (YAML takes 5e-5 for text, write 5.0e-5)"
+    if fault.validator == "oneOf":
+        return "a source has either path, or repo with revision"
     return fault.message
 
 

@@ -26,6 +26,8 @@ HUB_SOURCES = {
 }
 
 
+# The rules here come before whatever else could start: a fault in the data stops the workflow before time goes into
+# training or answers.
 rule fetch_dataset:
     input:
         code("fetch_dataset"),
@@ -35,6 +37,7 @@ rule fetch_dataset:
         "logs/fetch_dataset/{source}.log",
     benchmark:
         "benchmarks/fetch_dataset/{source}.tsv"
+    priority: 100
     conda:
         "../envs/dpo.yaml"
     params:
@@ -62,6 +65,7 @@ rule build_dataset:
         "logs/build_dataset/{set}.log",
     benchmark:
         "benchmarks/build_dataset/{set}.tsv"
+    priority: 100
     conda:
         "../envs/dpo.yaml"
     threads: workflow.cores
@@ -102,8 +106,7 @@ rule audit_dataset:
         "logs/audit_dataset/data.log",
     benchmark:
         "benchmarks/audit_dataset/data.tsv"
-    # Before whatever else could start: a fault in the data stops the workflow before time goes into training. Not an
-    # input of training, which would then run again whenever a test prompt changes.
+    # Not an input of training, which would then run again whenever a test prompt changes.
     priority: 100
     conda:
         "../envs/dpo.yaml"

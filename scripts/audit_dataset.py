@@ -1,12 +1,12 @@
-"""Put the audits of all sets together, look for leaks between them and the test prompts, and stop where too much is wrong.
+"""Put the audits of all sets together, look for leaks into the test prompts, and stop where too much is wrong.
 
     python scripts/audit_dataset.py --data results/data --prompts data/prompts.jsonl --model results/base/model \
         --settings '{"max_prompt_length": 256, "near_duplicate": 0.8, "max_length_auc": 1.0,
         "tolerance": {"other": 0, "low_confidence": 1, "truncated": 1}}' \
         --audit results/data/audit.json --rejected results/data/rejected.jsonl
 
-`--data` is the folder with what `build_dataset` wrote. A share of rows above its tolerance stops the workflow before time
-goes into training, with the worst examples; so does any fault in the test prompts.
+`--data` is the folder with what `build_dataset` wrote. A share of rows above its tolerance stops the workflow before
+time goes into training, with the worst examples; so does any fault in the test prompts.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dpo import chat, cli
 from dpo.artifacts import read_json, staged_file, write_json
+from dpo.audit import describe_heldout_bias, describe_training_bias
 from dpo.cli import UserError
 from dpo.pairs import find_leaks, prompt_text
 from dpo.prompts import read_prompts
@@ -38,16 +39,19 @@ def find_intolerable(counts: dict, name: str, settings: dict) -> list[str]:
                 f"\n    {entry['source']}:{entry['line']}: {entry['detail']}"
                 for entry in counts["worst"].get(reason, [])
             )
-            rows = counts["truncated"]["pairs"] if reason == "truncated" else counts["rejected_for"][reason]
+            number, of, what = counts["rejected_for"].get(reason), counts["rows"], "rows"
+            if reason == "truncated":
+                number, of, what = counts["truncated"]["pairs"], counts["pairs"], "pairs"
             problems.append(
-                f"{name}: {rows:,} of {counts['rows']:,} rows {reason} ({share:.2%}), more than "
+                f"{name}: {number:,} of {of:,} {what} {reason} ({share:.2%}), more than "
                 f"data.tolerance.{reason if reason in tolerance else 'other'} = {allowed:g} allows{worst}"
             )
     auc = counts["length_bias"]["auc"]
     if name == "train" and max(auc, 1 - auc) > settings["max_length_auc"]:
+        other = "shorter" if auc > 0.5 else "longer"
         problems.append(
             f"{name}: length alone tells chosen from rejected with an AUC of {auc:.2f}, beyond data.max_length_auc = "
-            f"{settings['max_length_auc']:g}; add pairs whose better answer is the {'shorter' if auc > 0.5 else 'longer'} one"
+            f"{settings['max_length_auc']:g}; add pairs whose better answer is the {other} one"
         )
     return problems
 
@@ -85,7 +89,8 @@ def main() -> None:
     for name in SETS:
         found = find_leaks(texts, arguments.data / f"{name}.jsonl", settings["near_duplicate"])
         problems += [
-            f"{prompts[place]['where']}: the prompt is {alike:.0%} that of the {name} pair {known}; what is tested must be new"
+            f"{prompts[place]['where']}: the prompt is {alike:.0%} that of the {name} pair {known}; "
+            "what is tested must be new"
             for place, (known, alike) in sorted(found.items())
         ]
     if problems:
@@ -103,6 +108,11 @@ def main() -> None:
             with open(arguments.data / f"{name}.rejected.jsonl", "rb") as part:
                 shutil.copyfileobj(part, rejected)
     topics = Counter(row["topic"] for row in prompts)
+    bias = {name: counts[name]["length_bias"] for name in SETS}
+    bias["train"]["sentence"] = describe_training_bias(bias["train"]["auc"], bias["train"]["chosen_longer"])
+    bias["heldout"]["sentence"] = describe_heldout_bias(
+        bias["heldout"]["auc"], bias["heldout"]["chosen_longer"], bias["heldout"]["equal"]
+    )
     counts["prompts"] = {"prompts": len(prompts), "topics": dict(sorted(topics.items()))}
     rows = sum(counts[name]["rows"] for name in SETS)
     rejected_rows = sum(counts[name]["rejected"] for name in SETS)
@@ -113,11 +123,11 @@ def main() -> None:
         raise AssertionError(f"a row is lost: {counts['accounting']}")
     write_json(arguments.audit, counts)
     print(
-        f"{rows:,} rows = {counts['train']['pairs']:,} training pairs + {counts['heldout']['pairs']:,} held-out pairs + "
-        f"{rejected_rows:,} rejected; {len(prompts)} test prompts"
+        f"{rows:,} rows = {counts['train']['pairs']:,} training pairs + {counts['heldout']['pairs']:,} held-out pairs "
+        f"+ {rejected_rows:,} rejected; {len(prompts)} test prompts"
     )
     for name in SETS:
-        print(f"{name}: {counts[name]['length_bias']['sentence']}")
+        print(f"{name}: {bias[name]['sentence']}")
         for reason, count in counts[name]["rejected_for"].items():
             if count:
                 print(f"{name}: {count:,} rows rejected: {reason}")

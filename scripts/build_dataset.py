@@ -39,13 +39,16 @@ EXAMPLES = 3
 
 
 def find_layout(batch: sources.Batch, source: dict) -> str:
-    """Return the layout of a source: the configured one, or that of the first row that has one.
+    """Return the layout of a source: the configured one, or that of most rows of the first batch.
+
+    One row alone cannot tell: where it lacks its prompt, the others' prompts would be ignored without a word.
 
     Raises:
         UserError: there are rows, but their columns fit no layout.
     """
     if "layout" in source:
         return source["layout"]
+    found: Counter = Counter()
     columns: list[str] = []
     for _, raw in batch:
         try:
@@ -54,12 +57,15 @@ def find_layout(batch: sources.Batch, source: dict) -> str:
             continue
         row = row | {name: row[column] for name, column in source.get("columns", {}).items() if column in row}
         if layout := layouts.recognise(row):
-            return layout
+            found[layout] += 1
         columns = columns or list(row)
+    if found:
+        return max(found, key=lambda layout: (found[layout], layout != "implicit_prompt"))
     if len(columns) and len(batch) > 1 and not {"prompt", "chosen", "rejected"} & set(columns):
         raise UserError(
-            f"{sources.name_of(source)}: its columns ({', '.join(columns)}) fit no known layout. Say in config.yaml which "
-            "hold what, for example {path: …, columns: {prompt: question, chosen: better, rejected: worse}}"
+            f"{sources.name_of(source)}: its columns ({', '.join(columns)[:200]}) fit no known layout. "
+            "Say in config.yaml which hold what, for example {path: …, columns: {prompt: question, chosen: better, "
+            "rejected: worse}}"
         )
     return "explicit_prompt"
 
@@ -103,7 +109,9 @@ def examine_all(
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     waiting: deque = deque()
-    context = multiprocessing.get_context("spawn")
+    # They are forked from one server process that has imported what they share, which saves time and memory.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dpo.pairs", "transformers.models.auto.tokenization_auto"])
     with ProcessPoolExecutor(processes, context, start_worker, (model, settings)) as pool:
         for place, batch, source in batches:
             waiting.append((place, pool.submit(work, batch, source)))
@@ -117,7 +125,7 @@ class Kept:
     """The sound rows: their text in a file without a name, and of each a few numbers in memory."""
 
     def __init__(self, folder: Path):
-        self.file = TemporaryFile(dir=folder)
+        self.file = TemporaryFile(dir=folder)  # noqa: SIM115, lives as long as this object
         self.offsets = array("Q", [0])
         self.places, self.numbers, self.topics = array("H"), array("Q"), []
         self._keys, self._bands, self._lengths = [], [], []
@@ -209,7 +217,7 @@ def build(arguments: argparse.Namespace, settings: dict, rejections, dataset) ->
         counts[rejected.reason] += 1
         entry = {
             "source": seen[place]["source"], "line": number, "reason": rejected.reason,
-            "detail": str(rejected).encode("utf-8", "backslashreplace").decode(), "measure": rejected.measure,
+            "detail": str(rejected)[:1000].encode("utf-8", "backslashreplace").decode(), "measure": rejected.measure,
         }  # fmt: skip
         rejections.write(json.dumps(entry, ensure_ascii=False) + "\n")
         worst = examples.setdefault(rejected.reason, [])
@@ -251,11 +259,14 @@ def build(arguments: argparse.Namespace, settings: dict, rejections, dataset) ->
             dataset.write(line)
     chosen = np.flatnonzero(sound)
     if not len(chosen):
-        raise UserError(
-            f"no usable pair in {', '.join(source['source'] for source in seen)}; rows were rejected for: "
-            + (", ".join(f"{reason} ({count})" for reason, count in counts.most_common()) or "nothing, there are none")
-            + "".join(f"\n  {show(entry)}" for entry in chain(*examples.values()))
-        )
+        if counts:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
+            why = f"rows were rejected for: {reasons}" + "".join(f"\n  {show(e)}" for e in chain(*examples.values()))
+        elif elsewhere:
+            why = "the split gives every row to the other set; change data.heldout in config.yaml"
+        else:
+            why = "there are no rows; write pairs into it, or name another file under `data:` in config.yaml"
+        raise UserError(f"no usable pair in {', '.join(source['source'] for source in seen)}; {why}")
     topics = Counter(kept.topics[index] for index in chosen if kept.topics[index])
     return {
         "sources": seen,

@@ -1,7 +1,7 @@
 """Download one pinned revision of a hub dataset, for build_dataset to read.
 
-    python scripts/fetch_dataset.py --settings '{"repo": "stanfordnlp/SHP", "revision": "…", "data_dir": "askacademia"}' \
-        --folder "results/data/sources/…"
+    python scripts/fetch_dataset.py --settings '{"repo": "stanfordnlp/SHP", "revision": "…"}' \
+        --folder results/data/sources/stanfordnlp--SHP@…
 
 Only data files come, and the README that says which of them belong to which split; never a script.
 """

@@ -34,6 +34,11 @@ def size(count: float) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
+def thousands(number: int) -> str:
+    """Return a whole number with its thousands set apart."""
+    return f"{int(number):,}"  # int() refuses what the summary lacks, which a format alone would not name
+
+
 def memory(mebibytes: float) -> str:
     """Return an amount of memory given in MiB, as Snakemake's benchmarks have it."""
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
@@ -90,9 +95,9 @@ def render(summary: dict, template: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (duration, size, memory, interval, signed_interval, pretty_json):
+    for function in (duration, size, thousands, memory, interval, signed_interval, pretty_json):
         environment.filters[function.__name__] = function
-    drawing = (svg.line_chart, svg.interval_plot, svg.interval_mark, svg.swatch, svg.series_class)
+    drawing = (svg.line_chart, svg.histogram, svg.interval_plot, svg.interval_mark, svg.swatch, svg.series_class)
     for function in (*drawing, curves, heldout_intervals):
         environment.globals[function.__name__] = function
     return environment.get_template(template.name).render(summary)

@@ -98,8 +98,8 @@ def make_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkpoint
     )
     trainer = DPOTrainer(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
-    # TRL keeps a copy of the fresh adapter as reference, which is the bare base model. With two adapters in a checkpoint
-    # transformers would resume from the copy instead of the trained one; without it, TRL refers to the bare model.
+    # TRL keeps a copy of the fresh adapter as reference, which equals the bare base model. With two adapters in a
+    # checkpoint transformers would resume from the copy instead of the trained one; without it TRL refers to the base.
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
     return trainer

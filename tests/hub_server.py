@@ -1,7 +1,8 @@
-"""A model hub on this machine: enough of the Hugging Face hub's protocol for its own client to download a repository.
+"""A hub on this machine: enough of the Hugging Face hub's protocol for its own client to download a repository.
 
     with HubServer() as hub:
         hub.add("someone/model", commit, folder)
+        hub.add("someone/pairs", commit, folder, kind="dataset")
         # a program whose environment says HF_ENDPOINT=hub.url now downloads from it
 
 As on the real hub, small files are answered directly, and large ones (`LFS_SUFFIXES`) by a redirect to a second place,
@@ -11,6 +12,7 @@ to have every request answered with status 503.
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +20,27 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
-LFS_SUFFIXES = (".safetensors", ".bin")
+LFS_SUFFIXES = (".safetensors", ".bin", ".gz", ".parquet")
 REPOSITORY = r"(?P<repo>[^/]+/[^/]+)"
-INFORMATION = re.compile(rf"/api/models/{REPOSITORY}/revision/(?P<revision>[^/]+)")
-FILE = re.compile(rf"(?P<storage>/storage)?/{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+INFORMATION = re.compile(rf"/api/(?P<kind>model|dataset)s/{REPOSITORY}/revision/(?P<revision>[^/]+)")
+FILE = re.compile(
+    rf"(?P<storage>/storage)?/(?:(?P<kind>dataset)s/)?{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<file>.+)"
+)
+
+
+def environment(home: Path, endpoint: str) -> dict[str, str]:
+    """Return this process's environment for a program that asks `endpoint` and keeps its cache in `home`.
+
+    Of this machine's own settings for the hub (token, mirror, cache, proxy), none reaches the program.
+    """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return inherited | {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        "HF_HUB_ETAG_TIMEOUT": "5",
+        "NO_PROXY": "*",
+    }
 
 
 class HubServer:
@@ -38,24 +57,28 @@ class HubServer:
         self.requests: list[str] = []
         self.cuts: Counter[str] = Counter()
         self.down = False
-        self._repos: dict[str, dict[str, tuple[str, Path]]] = {}
+        self._repos: dict[tuple[str, str], dict[str, tuple[str, Path]]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # Another host name, as the real hub keeps large files elsewhere; the client then takes another way.
         self.storage_url = f"http://localhost:{self._server.server_port}"
 
-    def add(self, repo: str, commit: str, folder: Path) -> None:
-        """Serve the files of `folder`, and of the folders in it, as one commit of a repository, and as its `main`."""
-        self._repos.setdefault(repo, {}).update({commit: (commit, folder), "main": (commit, folder)})
+    def add(self, repo: str, commit: str, folder: Path, kind: str = "model") -> None:
+        """Serve the files of `folder`, and of the folders in it, as one commit of a repository, and as its `main`.
 
-    def find(self, repo: str, revision: str) -> tuple[str, Path]:
+        A model and a dataset (`kind`) may have the same name, as on the real hub.
+        """
+        self._repos.setdefault((kind, repo), {}).update({commit: (commit, folder), "main": (commit, folder)})
+
+    def find(self, kind: str, repo: str, revision: str) -> tuple[str, Path]:
         """Return commit and folder of a revision, or raise `_HubError` as the hub answers for one that it has not."""
-        if repo not in self._repos:
+        revisions = self._repos.get((kind, repo))
+        if revisions is None:
             # The real hub says the same of a missing repository and of one that the asker may not see.
             raise _HubError(401, "RepoNotFound", "Invalid username or password.")
-        if revision not in self._repos[repo]:
+        if revision not in revisions:
             raise _HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return self._repos[repo][revision]
+        return revisions[revision]
 
     def __enter__(self) -> "HubServer":
         Thread(target=self._server.serve_forever, daemon=True).start()
@@ -95,13 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def answer_information(self, repo: str, revision: str) -> None:
-        commit, folder = self.hub.find(repo, revision)
+    def answer_information(self, kind: str, repo: str, revision: str) -> None:
+        commit, folder = self.hub.find(kind, repo, revision)
         siblings = [{"rfilename": name} for name in _files(folder)]
         self.send(200, json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
 
-    def answer_file(self, storage: str | None, repo: str, revision: str, file: str, start: int) -> None:
-        commit, folder = self.hub.find(repo, revision)
+    def answer_file(
+        self, storage: str | None, kind: str | None, repo: str, revision: str, file: str, start: int
+    ) -> None:
+        commit, folder = self.hub.find(kind or "model", repo, revision)
         path = _files(folder).get(file)
         if path is None:
             raise _HubError(404, "EntryNotFound", "Entry not found")

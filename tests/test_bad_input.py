@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from workflow import copy_project, edit_config, edit_rows, snakemake
+from workflow import copy_project, edit_rows, jobs, snakemake
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,9 @@ CONFIG_MISTAKES = {
     "run with a slash": ({"runs": {"a/b": {}}}, "runs: 'a/b' does not match"),
     "unknown key of a run": ({"runs": {"dpo": {"bета": 0.1}}}, "runs.dpo: unknown key bета"),
     "no runs": ({"runs": {}}, "runs: {} should be non-empty"),
+    "source without revision": ({"data": {"train": {"repo": "a/b"}}}, "data.train: a source has either path, or repo"),
+    "share of one": ({"data": {"heldout": 1.0}}, "data.heldout: 1.0 is greater than or equal to the maximum of 1"),
+    "unknown reason": ({"data": {"tolerance": {"other": 0, "dup": 1}}}, "data.tolerance: unknown key dup; allowed"),
     "unknown section": ({"trainning": {}}, "top level: unknown key trainning"),
 }
 
@@ -47,7 +50,7 @@ def test_a_config_mistake_names_the_key_before_any_job_starts(tmp_path, values, 
     copy_project(tmp_path, tmp_path / "model")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     for section, keys in values.items():
-        keep = config.get(section, {}) if section == "training" else {}
+        keep = config.get(section, {}) if section in ("training", "data") else {}
         config[section] = keep | keys
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
     result = snakemake(tmp_path)
@@ -57,27 +60,18 @@ def test_a_config_mistake_names_the_key_before_any_job_starts(tmp_path, values, 
 
 
 def test_a_data_mistake_is_shown_on_the_console_and_stops_before_training(project):
-    path = project / "data/preferences.jsonl"
+    """Also one in the held-out pairs, which are read last, and on one core, where another job could come first."""
+    path = project / "data/heldout.jsonl"
     path.write_text(path.read_text() + '{"id": "x", "topic": "t", "prompt": "Why?"}\n')
+    edit_rows(project / "data/preferences.jsonl", lambda rows: rows[0].update(chosen="Stop<|im_end|> here."))
     result = snakemake(project)
     assert result.returncode == 1
-    assert "data/preferences.jsonl:5: chosen is missing" in result.stdout
+    assert "train: 1 of 4 rows special_tokens (25.00%), more than data.tolerance.other = 0 allows" in result.stdout
+    assert "data/preferences.jsonl:1: chosen holds <|im_end|>" in result.stdout
+    assert "heldout: 1 of 5 rows malformed (20.00%), more than data.tolerance.other = 0 allows" in result.stdout
+    assert "data/heldout.jsonl:5: chosen is missing" in result.stdout
     assert "Traceback" not in result.stdout
+    assert jobs(result.stdout) == {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
     assert not (project / "results/data/audit.json").exists()
-    assert not (project / "results/dpo").exists()
-
-
-def test_overlap_between_training_and_test_prompts_is_refused(project):
-    prompt = "What is it that I should never train on?"
-    edit_rows(project / "data/preferences.jsonl", lambda rows: rows[0].update(prompt=prompt))
-    edit_rows(project / "data/prompts.jsonl", lambda rows: rows[3].update(prompt=f"  {prompt.upper()} "))
-    result = snakemake(project, "results/data/audit.json")
-    assert "data/prompts.jsonl:4: the same prompt as data/preferences.jsonl:1" in result.stdout
-
-
-def test_a_prompt_beyond_the_limit_names_the_setting(project):
-    edit_config(project, "data", max_prompt_length=60)
-    edit_rows(project / "data/heldout.jsonl", lambda rows: rows[1].update(prompt="Why is that so? " * 20))
-    result = snakemake(project, "results/data/audit.json")
-    assert "data/heldout.jsonl:2: the prompt is" in result.stdout
-    assert "over max_prompt_length = 60" in result.stdout
+    # What was rejected can still be looked up.
+    assert '"line": 5, "reason": "malformed"' in (project / "results/data/heldout.rejected.jsonl").read_text()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 from dpo.cli import UserError
 from fetch_model import check_tokenizer
 from hub_server import HubServer
+from hub_server import environment as hub_environment
 
 ROOT = Path(__file__).parents[1]
 REPO = "someone/model"
@@ -54,22 +54,13 @@ def fetch(tmp_path):
     """Run the program; what it writes goes to `tmp_path / "results"`."""
 
     def run(settings, *, command_prefix=(), **environment):
-        # Of this machine's own settings for the hub (token, mirror, cache, proxy), none reaches the program.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        mine = {
-            "HF_HOME": str(tmp_path / "huggingface"),
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-            "HF_HUB_ETAG_TIMEOUT": "5",
-            "NO_PROXY": "*",
-        }
         results = tmp_path / "results"
         command = [sys.executable, "scripts/fetch_model.py", "--settings", json.dumps(settings)]
         command += ["--model", str(results / "model"), "--manifest", str(results / "manifest.json")]
         return subprocess.run(
             [*command_prefix, *command],
             cwd=ROOT,
-            env=inherited | mine | environment,
+            env=hub_environment(tmp_path / "huggingface", "http://127.0.0.1:9") | environment,
             capture_output=True,
             text=True,
             timeout=600,  # a hang is a failure

@@ -13,15 +13,16 @@ import zlib
 from functools import cache
 from html import unescape
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import render_report
 import summarize
-from dpo import rubric, statistics, svg
+from dpo import audit, rubric, statistics, svg
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "report" / "template.html"
@@ -161,20 +162,84 @@ def sample_summary_text(runs: tuple[str, ...]) -> str:
 
 
 def sample_audit(prompts: int) -> dict:
-    """Return the audit of a data set, as `build_dataset.py` writes it."""
-    tokens = {"min": 40, "mean": 46.25, "max": 64}
-    counts = {
-        "topics": {"ai_ml": 10, "mathematics": 10},
-        "tokens": {"prompt": tokens, "chosen": {"min": 214, "mean": 232.55, "max": 258}, "rejected": tokens},
-        "chosen_longer": 18,
-        "truncated_at_max_length": 1,
-    }
+    """Return the audit of a data set, as `audit_dataset.py` writes it: 1,000 rows to train on and 40 held out."""
+    turns = [
+        {"role": "system", "content": "Answer in one paragraph."},
+        {"role": "user", "content": "What is a prime number?"},
+        {"role": "assistant", "content": "A whole number above 1 that only 1 and itself divide."},
+        {"role": "user", "content": "Is 51 one of them?"},
+    ]
+    examples = [
+        {
+            "id": f"data/preferences.jsonl:{place}",
+            "prompt": prompt,
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+        for place, prompt, chosen, rejected in [
+            (1, turns, "No: 51 is 3 times 17, so 3 and 17 divide it as well.", "Yes, 51 is a prime number."),
+            (2, turns[1:2], ANSWERS[0], "A number."),
+            (3, turns[3:], ANSWERS[1], ANSWERS[2]),
+        ]
+    ]
+    examples[1]["topic"] = "mathematics"
+    sources = [
+        {"source": "data/preferences.jsonl", "rows": 20, "layout": "explicit_prompt"},
+        {"source": "some-group/preferences-of-people@0123456789ab/default/train", "rows": 980, "layout": "hh_rlhf"},
+    ]
     topics = {"ai_ml": 1, "constructive": 1, "empathy": 1, "mathematics": 2, "safety": 1}
     return {
-        "train": {"pairs": 20} | counts,
-        "heldout": {"pairs": 40} | counts,
+        "train": sample_set(1000, sources, {"ai_ml": 500, "mathematics": 480}, range(214, 259), range(11, 29))
+        | {"examples": examples},
+        "heldout": sample_set(
+            40, [{"source": "data/heldout.jsonl", "rows": 40, "layout": "explicit_prompt"}],
+            {"ai_ml": 20, "mathematics": 20}, range(93, 221), range(49, 224),
+        ),
         "prompts": {"prompts": prompts, "topics": topics},
+        "accounting": {"rows": 1040, "train": 1000, "heldout": 40, "rejected": 0},
+    }  # fmt: skip
+
+
+def sample_set(pairs: int, sources: list[dict], topics: dict, chosen: range, rejected: range) -> dict:
+    """Return the audit of one set, none of whose rows is rejected, with answers of these lengths in turn."""
+    lengths = [(40 + i % 25, chosen[i * 7 % len(chosen)], rejected[i * i % 97 % len(rejected)]) for i in range(pairs)]
+    return {
+        "sources": sources,
+        "rows": pairs,
+        "pairs": pairs,
+        "rejected": 0,
+        "rejected_for": dict.fromkeys(audit.REASONS, 0),
+        "topics": topics,
+        **count_lengths(lengths),
+        "examples": [],
+        "worst": {},
     }
+
+
+def count_lengths(lengths: list[tuple[int, int, int]]) -> dict:
+    """Return the figures of lengths as audit.json has them, with the sentence that audit_dataset adds."""
+    counts = audit.count_lengths(np.array(lengths), max_length=512)
+    bias = counts["length_bias"]
+    bias["sentence"] = audit.describe_training_bias(bias["auc"], bias["chosen_longer"])
+    return counts
+
+
+def reject_rows(summary: dict, detail: str = "chosen is empty", source: str = "data/preferences.jsonl") -> None:
+    """Let the sample have six empty and 1,200 nearly repeated training rows, and one leak among the held-out rows."""
+    train, heldout, accounting = (summary["data"][key] for key in ("train", "heldout", "accounting"))
+    for counts, reason, rows, lines in (
+        (train, "empty", 6, (12, 13, 880)), (train, "near_duplicate", 1200, (7, 45, 1999)), (heldout, "leak", 1, (3,)),
+    ):  # fmt: skip
+        counts["rejected_for"][reason] = rows
+        counts["worst"][reason] = [
+            {"source": source, "line": line, "reason": reason, "detail": f"{detail} ({reason})", "measure": None}
+            for line in lines
+        ]
+        counts["rows"] += rows
+        counts["rejected"] += rows
+        counts["sources"][-1]["rows"] += rows
+        accounting["rows"] += rows
+        accounting["rejected"] += rows
 
 
 def sample_training(index: int) -> dict:
@@ -243,6 +308,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         if not self.open or self.open.pop() != tag:
             self.misnested.append((tag, self.getpos()))
+        if tag in ("td", "th", "text"):
+            self.pieces.append(" ")  # cells and labels stand apart on the page
 
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "title"):
@@ -273,7 +340,7 @@ def test_page_shows_every_part(runs):
         "4,884,480 (3.5% of all)", "105.5 MB", "3 min 12 s", "19 min 53 s", "0.65 to 0.75", "6 → 9", "2.8 GiB",
         "too short to measure", "cut at the limit", "ended by itself", "✓ Met: says what matters found “verif*”",
         "✗ Not avoided: recommends the wrong thing found “shout*”", "“beta”: 0.1".replace("“", '"').replace("”", '"'),
-        f"ollama create {runs[-1]} -f results/{runs[-1]}/gguf/Modelfile", "214 to 258, mean 233", "snakemake 1.2.3",
+        f"ollama create {runs[-1]} -f results/{runs[-1]}/gguf/Modelfile", "214 to 258, mean 236", "snakemake 1.2.3",
     ):  # fmt: skip
         assert shown in page.text, shown
     assert page.text.count("q4_k_m file’s answer" if len(runs) > 1 else f"{runs[0]}, q4_k_m file") == 3 * len(runs)
@@ -302,6 +369,7 @@ def test_page_without_other_prompts_commit_and_peaks():
 
 def test_hostile_text_is_escaped():
     summary = sample_summary(["dpo"])
+    reject_rows(summary)
     tags = [tag for tag, _ in Page(render(summary)).elements]
     for row in (*summary["prompts"], *summary["runs"]["dpo"]["smoke_test"]["answers"]):
         row["prompt"] = HOSTILE
@@ -309,6 +377,18 @@ def test_hostile_text_is_escaped():
             answer["text"] = HOSTILE
             for check in answer.get("expectations", []):
                 check |= {"name": HOSTILE, "found": [HOSTILE]}
+    for counts in (summary["data"]["train"], summary["data"]["heldout"]):
+        counts["length_bias"]["sentence"] = HOSTILE
+        for source in counts["sources"]:
+            source |= {"source": HOSTILE, "layout": HOSTILE}
+        for entry in chain(*counts["worst"].values()):
+            entry |= {"source": HOSTILE, "detail": HOSTILE}
+        for pair in counts["examples"]:
+            pair |= {"id": HOSTILE} | ({"topic": HOSTILE} if "topic" in pair else {})
+            for turn in chain(pair["prompt"], pair["chosen"], pair["rejected"]):
+                turn |= {"role": HOSTILE, "content": HOSTILE}
+    for name in ("train", "heldout", "prompts"):
+        summary["data"][name]["topics"][HOSTILE] = summary["data"][name]["topics"].pop("mathematics")
     summary["model"]["source"] = dict.fromkeys(summary["model"]["source"], HOSTILE)
     summary["verdicts"]["dpo"]["sentence"] = HOSTILE
     summary["provenance"]["config"]["runs"]["dpo"] = {"report_to": HOSTILE}
@@ -320,12 +400,89 @@ def test_hostile_text_is_escaped():
     assert "<script" not in page and "<img" not in page
 
 
+def test_every_row_is_accounted_for():
+    summary = sample_summary(["dpo"])
+    text = Page(render(summary)).text
+    assert "1,040 rows read = 1,000 training pairs + 40 held-out pairs + 0 rejected." in text
+    assert (
+        "Training data/preferences.jsonl explicit_prompt 20 "
+        "some-group/preferences-of-people@0123456789ab/default/train hh_rlhf 980 Rejected 0 Pairs 1,000 "
+        "Held out data/heldout.jsonl explicit_prompt 40 Rejected 0 Pairs 40"
+    ) in text
+    reject_rows(summary)
+    text = Page(render(summary)).text
+    assert "2,247 rows read = 1,000 training pairs + 40 held-out pairs + 1,207 rejected." in text
+    assert "hh_rlhf 2,186 Rejected −1,206 Pairs 1,000" in text
+    assert "explicit_prompt 41 Rejected −1 Pairs 40" in text
+
+
+def test_rows_that_a_split_gives_to_the_other_set_are_accounted_for():
+    summary = sample_summary(["dpo"])
+    for name in ("train", "heldout"):
+        summary["data"][name]["sources"] = [{"source": "data/all.csv", "rows": 1040, "layout": "shp"}]
+    text = Page(render(summary)).text
+    assert "Training data/all.csv shp 1,040 In the other set, by the split −40 Rejected 0 Pairs 1,000" in text
+    assert "Held out data/all.csv shp 1,040 In the other set, by the split −1,000 Rejected 0 Pairs 40" in text
+    assert "In the other set" not in Page(render(sample_summary(["dpo"]))).text
+
+
+def test_rejected_rows_are_shown_by_reason_with_examples():
+    summary = sample_summary(["dpo"])
+    assert "No row was rejected." in Page(render(summary)).text
+    reject_rows(summary, detail="chosen says nothing")
+    text = Page(render(summary)).text
+    assert "No row was rejected." not in text
+    assert "1,207 rows of 2,247 (53.72%) became no pair." in text
+    for shown in (
+        "Empty Training 6 · Held out 0 data/preferences.jsonl:12 chosen says nothing (empty) "
+        "data/preferences.jsonl:13 chosen says nothing (empty) data/preferences.jsonl:880",
+        "Near duplicate Training 1,200 · Held out 0 data/preferences.jsonl:7",
+        "Leak Training 0 · Held out 1 data/preferences.jsonl:3 chosen says nothing (leak)",
+    ):
+        assert shown in text, shown
+    assert "Special tokens" not in text and "Malformed" not in text
+
+
+def test_lengths_are_shown_with_what_they_do_to_training():
+    summary = sample_summary(["dpo"])
+    summary["data"]["train"]["length_bias"] |= {"chosen_longer": 0.914, "equal": 0.021, "auc": 0.875}
+    summary["data"]["train"]["truncated"] = {"pairs": 31, "chosen_without_end": 29, "rejected_without_end": 997}
+    text = Page(render(summary)).text
+    for name in ("train", "heldout"):
+        assert summary["data"][name]["length_bias"]["sentence"] in text
+    for shown in (
+        "Chosen answer 214 to 258, mean 236 93 to 219", "Chosen is the longer 91%", "Both are as long 2%",
+        "AUC of length alone 0.88", "Pairs that are cut 31 of 1,000 0 of 40",
+        "Chosen answers that lose their end 29 of 1,000", "Rejected answers that lose their end 997 of 1,000",
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_training_pairs_are_shown_turn_by_turn():
+    text = Page(render(sample_summary(["dpo"]))).text
+    assert "The first 3 pairs of the training set" in text
+    assert (
+        "data/preferences.jsonl:1 Prompt System Answer in one paragraph. User What is a prime number? "
+        "Assistant A whole number above 1 that only 1 and itself divide. User Is 51 one of them? "
+        "Chosen No: 51 is 3 times 17, so 3 and 17 divide it as well. Rejected Yes, 51 is a prime number."
+    ) in text
+    assert "data/preferences.jsonl:2 · Mathematics Prompt What is a prime number? Chosen It can be" in text
+
+
+def test_topics_add_up_where_some_pairs_have_none():
+    text = Page(render(sample_summary(["dpo"]))).text
+    assert "Mathematics 480 20 2 Safety – – 1 No topic given 20 – – All 1,000 40 6" in text
+
+
 def test_charts_escape_names():
     name = HOSTILE
     estimate = {"value": 0.6, "low": 0.4, "high": 0.8, "n": 40}
     for chart in (
         svg.line_chart({name: [(1, 0.5), (2, 0.25)]}, name, name, reference=(0.5, name)),
         svg.interval_plot({name: {name: estimate}}, [name], name, (0, 1), (0.5, name)),
+        svg.histogram(
+            {"open_ended": False, "edges": [1, 2, 3], "chosen": [1, 0], "rejected": [0, 1]}, name, name, (1, 3)
+        ),
     ):
         tree = ElementTree.fromstring(chart)
         assert {element.tag for element in tree.iter()} <= {"svg", "g", "path", "text", "circle", "title"}
@@ -337,7 +494,7 @@ def test_charts_are_well_formed_and_inside_their_frame(runs):
     charts = [
         ElementTree.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", render(sample_summary(runs)), re.S)
     ]
-    assert len(charts) == 4 + 7 * len(runs)  # four charts, a legend entry a run, six differences a run
+    assert len(charts) == 6 + 7 * len(runs)  # six charts, a legend entry a run, six differences a run
     for chart in charts:
         _, _, width, height = map(float, chart.get("viewBox").split())
         for dot in chart.iter("circle"):
@@ -357,6 +514,84 @@ def test_line_chart_draws_to_scale():
 def test_line_chart_of_one_constant_point():
     chart = ElementTree.fromstring(svg.line_chart({"dpo": [(1, 0.0)]}, "Margin", "step"))
     assert len(list(chart.iter("circle"))) == 1
+
+
+def bars(chart: ElementTree.Element, kind: str) -> dict[str, tuple[float, float, float]]:
+    """Return what hovering over a histogram's bars of one kind says → left end, right end, and height (up is more)."""
+    found = {}
+    for group in chart.iter("g"):
+        for bar in group.iter("path"):
+            if bar.get("class") == f"bar {kind}":
+                left, middle, up, right, back = map(float, re.findall(r"-?[\d.]+", bar.get("d")))
+                assert back == middle
+                found[group.find("title").text] = (left, right, -up)
+    return found
+
+
+def test_histogram_draws_to_scale_above_and_below_its_axis():
+    counts = {
+        "open_ended": False,
+        "edges": [10.0, 20.5, 31.0, 41.5, 52.0],
+        "chosen": [0, 0, 1, 2000],
+        "rejected": [1000, 500, 0, 1],
+    }
+    chart = ElementTree.fromstring(svg.histogram(counts, "Answers by length", "tokens", (10, 52)))
+    chosen, rejected = bars(chart, "chosen"), bars(chart, "rejected")
+    ranges = ["10 to 20 tokens", "21 to 30 tokens", "31 to 41 tokens", "42 to 52 tokens"]
+    assert list(chosen) == [f"{ranges[2]}: 1 chosen, 0 rejected", f"{ranges[3]}: 2,000 chosen, 1 rejected"]
+    assert [title.split(":")[0] for title in rejected] == [ranges[0], ranges[1], ranges[3]]
+    highest = chosen[f"{ranges[3]}: 2,000 chosen, 1 rejected"][2]
+    assert [height / highest for _, _, height in rejected.values()] == pytest.approx([-0.5, -0.25, -0.0005], abs=1e-3)
+    (left, right, _), (next_left, next_right, _), *_ = rejected.values()
+    assert right < next_left and (right - left) / (next_right - next_left) == pytest.approx(11 / 10, abs=0.02)
+    assert chart.get("aria-label") == (
+        "Answers by length. 2,001 chosen answers between 31 and 52 tokens, most often 42 to 52 tokens (2,000); "
+        "1,501 rejected answers between 10 and 52 tokens, most often 10 to 20 tokens (1,000)."
+    )
+
+
+def test_histograms_with_the_same_limits_have_the_same_axis():
+    narrow = {"open_ended": False, "edges": [20.0, 21.0, 22.0], "chosen": [1, 2], "rejected": [2, 1]}
+    wide = {"open_ended": False, "edges": [20.0, 21.0, 422.0], "chosen": [1, 2], "rejected": [2, 1]}
+    places = [
+        next(iter(bars(ElementTree.fromstring(svg.histogram(counts, "Answers", "tokens", limits)), "chosen").values()))
+        for counts, limits in ((narrow, (20, 422)), (wide, (20, 422)), (narrow, (20, 22)))
+    ]
+    assert places[0] == places[1] != places[2]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "titles"),
+    [
+        ([7, 7], [7, 7], ["7 tokens: 2 chosen, 2 rejected"]),
+        ([6], [5], ["5 tokens: 0 chosen, 1 rejected", "6 tokens: 1 chosen, 0 rejected"]),
+        (
+            [5, 6, 8],
+            [5, 5, 5],
+            ["5 tokens: 1 chosen, 3 rejected", "6 tokens: 1 chosen, 0 rejected", "7 tokens: 0 chosen, 0 rejected",
+             "8 tokens: 1 chosen, 0 rejected"],
+        ),
+    ],
+)  # fmt: skip
+def test_histogram_of_lengths_closer_than_its_bins_shows_whole_numbers(chosen, rejected, titles):
+    lengths = np.array([(40, *row) for row in zip(chosen, rejected, strict=True)])
+    counts = audit.count_lengths(lengths, max_length=100)["histogram"]
+    chart = ElementTree.fromstring(
+        svg.histogram(counts, "Answers", "tokens", (counts["edges"][0], counts["edges"][-1]))
+    )
+    assert [title.text for title in chart.iter("title")] == titles
+    labels = [text.text for text in chart.iter("text") if text.get("class") in ("middle", "end")]
+    assert all(label == "tokens" or float(label).is_integer() for label in labels)
+
+
+def test_the_last_bin_of_a_histogram_says_that_it_holds_everything_beyond():
+    lengths = np.array([(40, 20, 10)] * 300 + [(40, 9000, 10)])
+    counts = audit.count_lengths(lengths, max_length=512)["histogram"]
+    assert sum(counts["chosen"]) == sum(counts["rejected"]) == 301
+    assert counts["edges"][-1] == 20
+    chart = ElementTree.fromstring(svg.histogram(counts, "Answers", "tokens", (10, 20)))
+    titles = [title.text for title in chart.iter("title")]
+    assert titles[-1] == "20 tokens or more: 301 chosen, 0 rejected"
 
 
 @pytest.mark.parametrize(
@@ -427,7 +662,18 @@ def test_program_writes_the_page(tmp_path):
         ("variants", "dpo", "heldout", "accuracy_implicit_reward"),
         ("variants", "dpo", "heldout", "accuracy_per_token", "low"),
         ("stages", 0, "seconds"),
-        ("data", "heldout", "chosen_longer"),
+        ("runs", "dpo", "training", "trainable_parameters"),
+        ("data", "accounting", "rows"),
+        ("data", "accounting", "rejected"),
+        ("data", "train", "sources", 0, "layout"),
+        ("data", "train", "sources", 0, "rows"),
+        ("data", "heldout", "rejected"),
+        ("data", "train", "tokens", "chosen"),
+        ("data", "train", "histogram", "edges"),
+        ("data", "heldout", "histogram", "rejected"),
+        ("data", "heldout", "length_bias", "equal"),
+        ("data", "train", "length_bias", "auc"),
+        ("data", "heldout", "truncated", "chosen_without_end"),
         ("notebook", "metrics", "safety", "dpo"),
     ],
 )
@@ -519,10 +765,14 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A folder with the page of one run, `one.html`, and of three with long names, `three.html`."""
+    """A folder with the page of one run, `one.html`, and of three with long names and rejected rows, `three.html`."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "one.html").write_text(render(sample_summary(["dpo"])), encoding="utf-8")
-    (folder / "three.html").write_text(render(sample_summary(LONG_NAMES)), encoding="utf-8")
+    summary = sample_summary(LONG_NAMES)
+    reject_rows(
+        summary, detail="chosen holds " + 30 * "characters", source="a/folder/" + 12 * "of-a-long-name-" + ".csv"
+    )
+    (folder / "three.html").write_text(render(summary), encoding="utf-8")
     return folder
 
 
@@ -617,7 +867,7 @@ addEventListener("load", () => {
 
 def test_nothing_is_wider_than_the_screen(browser, pages, tmp_path):
     frames = tmp_path / "frames.html"
-    shown = [(name, width) for name in ("one.html", "three.html") for width in (390, 1280)]
+    shown = [(name, width) for name in ("one.html", "three.html") for width in (360, 1280)]
     elements = [f'<iframe src="{(pages / name).as_uri()}" width="{width}"></iframe>' for name, width in shown]
     frames.write_text("".join(["<!doctype html><body>", *elements, MEASURE]), encoding="utf-8")
     seen = visit(browser, frames, tmp_path, "--allow-file-access-from-files", "--dump-dom")

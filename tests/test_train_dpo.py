@@ -11,8 +11,10 @@ import yaml
 
 from dpo import chat
 from dpo.cli import UserError
+from dpo.layouts import Pair
 from dpo.models import completion_logps, load_model
-from dpo.pairs import as_conversation, read_pairs
+from dpo.tokenisation import Lengths, Tokenisation
+from preference_data import build
 from workflow import PROJECT
 
 SCRIPT = PROJECT / "scripts/train_dpo.py"
@@ -26,8 +28,15 @@ SETTINGS = yaml.safe_load((PROJECT / "config.yaml").read_text())["training"] | {
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return [as_conversation(pair) for pair in read_pairs(PROJECT / "data/preferences.jsonl", [])[:4]]
+def shipped(small_model, tmp_path_factory):
+    """The project's training and held-out pairs, as the workflow builds them."""
+    files = [PROJECT / "data" / name for name in ("preferences.jsonl", "heldout.jsonl")]
+    return build(tmp_path_factory.mktemp("data"), small_model, *files).pairs
+
+
+@pytest.fixture(scope="module")
+def rows(shipped):
+    return shipped[:4]
 
 
 def train(folder, model, rows, **settings):
@@ -68,8 +77,8 @@ def test_a_training_that_turns_non_finite_names_the_setting_and_leaves_no_adapte
     assert not (tmp_path / "adapter").exists()
 
 
-def test_tokens_and_reference_are_trls_own(small_model, rows, tmp_path):
-    """The log-probabilities that pairs are scored with are those that training uses."""
+def test_tokens_and_reference_are_trls_own(small_model, shipped, tmp_path):
+    """The log-probabilities that pairs are scored with, and the lengths in the audit, are those that training uses."""
     code = f"""
 import json, sys
 sys.path.insert(0, {str(PROJECT / "scripts")!r})
@@ -80,15 +89,20 @@ trainer = train_dpo.make_trainer(policy, tokenizer, json.loads(sys.argv[3]), set
 columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
 print(json.dumps(trainer.train_dataset.select_columns(columns).to_list()))
 """
-    command = [sys.executable, "-c", code, json.dumps(SETTINGS), str(small_model), json.dumps(rows), str(tmp_path)]
+    command = [sys.executable, "-c", code, json.dumps(SETTINGS), str(small_model), json.dumps(shipped), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     prepared = json.loads(result.stdout.splitlines()[-1])
+    assert len(prepared) == 60
     tokenizer = chat.load_tokenizer(small_model)
+    pairs = [Pair(row["prompt"], *(row[side][0]["content"] for side in ("chosen", "rejected"))) for row in shipped]
+    assert Tokenisation(tokenizer, {"max_length": 512, "max_prompt_length": 256}).measure(pairs) == [
+        Lengths(*(len(row[ids]) for ids in ("prompt_ids", "chosen_ids", "rejected_ids"))) for row in prepared
+    ]
     for side in ("chosen", "rejected"):
         sequences = [
             (chat.prompt_ids(tokenizer, row["prompt"]), chat.completion_ids(tokenizer, row["prompt"], row[side]))
-            for row in rows
+            for row in shipped
         ]
         assert sequences == [(row["prompt_ids"], row[f"{side}_ids"]) for row in prepared]
         logps = [found.total for found in completion_logps(load_model(small_model), sequences)]

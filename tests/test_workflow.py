@@ -12,6 +12,7 @@ from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakem
 EVALUATE = {"generate_responses({0})", "score_responses({0})"}
 EXPORT = {"merge_adapter({0})", "convert_to_gguf({0})", "quantize_gguf({0})", "smoke_test_gguf({0})"}
 REPORT = {"summarize", "render_report"}
+DATA = {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
 
 
 def of(rules, variant):
@@ -33,9 +34,7 @@ def finished(small_model, tmp_path_factory):
     assert result.returncode == 0, result.stdout
     assert jobs(result.stdout) == {
         "fetch_model",
-        "audit_dataset",
-        "build_dataset(train)",
-        "build_dataset(heldout)",
+        *DATA,
         *of(EVALUATE, "base"),
         *after_training("dpo"),
     }
@@ -78,6 +77,14 @@ def change_shared_module(project):
         file.write("# changed\n")
 
 
+def change_tolerance(project):
+    edit_config(project, "data", tolerance={"other": 0.5})
+
+
+def split_off_heldout_pairs(project):
+    edit_config(project, "data", heldout=0.5)
+
+
 def add_run(project):
     edit_config(project, "runs", gentle={"beta": 0.05})
 
@@ -100,7 +107,8 @@ CHANGES = {
     change_nothing: set(),
     change_beta: after_training("dpo"),
     change_test_prompt: {"audit_dataset", *of(EVALUATE, "base"), *of(EVALUATE, "dpo"), "smoke_test_gguf(dpo)", *REPORT},
-    change_training_pair: {"audit_dataset", "build_dataset(train)", *after_training("dpo")},
+    # Held-out pairs are compared with the training pairs, so they are looked through and scored again too.
+    change_training_pair: DATA | {"score_responses(base)"} | after_training("dpo"),
     change_heldout_pair: {
         "audit_dataset",
         "build_dataset(heldout)",
@@ -108,6 +116,8 @@ CHANGES = {
         "score_responses(dpo)",
         *REPORT,
     },
+    change_tolerance: {"audit_dataset", *REPORT},
+    split_off_heldout_pairs: DATA | {"score_responses(base)"} | after_training("dpo"),
     change_template: {"render_report"},
     change_shared_module: {"score_responses(base)", "score_responses(dpo)", "smoke_test_gguf(dpo)", *REPORT},
     add_run: after_training("gentle"),
@@ -152,7 +162,8 @@ def test_results_are_the_files_of_the_contract(finished):
     model = {"model.safetensors", "config.json", "generation_config.json", ".snakemake_timestamp"} | tokenizer
     adapter = {"adapter_model.safetensors", "adapter_config.json", ".snakemake_timestamp"} | tokenizer
     assert found == {
-        *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "audit.json")),
+        *(f"data/{name}" for name in ("audit.json", "rejected.jsonl")),
+        *(f"data/{name}.{what}" for name in ("train", "heldout") for what in ("jsonl", "rejected.jsonl", "audit.json")),
         *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json")),
         *(f"base/model/{name}" for name in model),
         *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "smoke_test.json")),

@@ -46,10 +46,10 @@ def edit_rows(path: Path, edit) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *options: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """Run the real Snakemake in a folder; standard error and output come together in `stdout`."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *options]
-    return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def jobs(output: str) -> set[str]:

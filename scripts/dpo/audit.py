@@ -25,25 +25,41 @@ def length_auc(chosen: np.ndarray, rejected: np.ndarray) -> float:
     return float(statistic) / (len(chosen) * len(rejected))
 
 
-def describe_length_bias(auc: float, longer: float) -> str:
-    """Return in a sentence what the lengths do to DPO (Park et al. 2024, arXiv 2403.19159; Singhal et al. 2023, arXiv
-    2310.03716)."""
-    share = f"The chosen answer is the longer one in {longer:.0%} of the pairs"
-    told = f"length alone tells chosen from rejected with an AUC of {auc:.2f}"
-    if auc >= 0.7:
+def describe_training_bias(auc: float, longer: float) -> str:
+    """Return in a sentence what the lengths of training answers do to DPO (Park et al. 2024, arXiv 2403.19159).
+
+    Args:
+        auc: see `length_auc`.
+        longer: share of the pairs whose chosen answer is the longer one.
+    """
+    opening = (
+        f"The chosen answer is the longer one in {longer:.0%} of the pairs, and length alone tells chosen from "
+        f"rejected with an AUC of {auc:.2f}"
+    )
+    way = "longer" if auc > 0.5 else "shorter"
+    if abs(auc - 0.5) >= 0.2:
         return (
-            f"{share}, and {told}: DPO can lower its loss by preferring long answers, whatever they say. Expect longer "
-            "answers, and judge a run where length does not decide."
+            f"{opening}: DPO can lower its loss by preferring {way} answers, whatever they say. Expect {way} answers, "
+            "and judge a run where length does not decide."
         )
-    if auc <= 0.3:
-        return (
-            f"{share}, and {told}: DPO can lower its loss by preferring short answers, whatever they say. Expect "
-            "shorter answers, and judge a run where length does not decide."
-        )
-    if 0.4 <= auc <= 0.6:
-        return f"{share}, and {told}: DPO has to learn something other than length."
-    longer_or_shorter = "longer" if auc > 0.5 else "shorter"
-    return f"{share}, and {told}: part of what DPO can learn here is to answer {longer_or_shorter}."
+    if abs(auc - 0.5) > 0.1:
+        return f"{opening}: part of what DPO can learn here is to answer {way}."
+    return f"{opening}: DPO has to learn something other than length."
+
+
+def describe_heldout_bias(auc: float, longer: float, equal: float) -> str:
+    """Return in a sentence what the lengths of held-out answers mean for the accuracy measured on them.
+
+    Args:
+        auc: see `length_auc`.
+        longer: share of the pairs whose chosen answer is the longer one.
+        equal: share of the pairs whose answers are equally long.
+    """
+    way, share = ("longer", longer) if longer >= 1 - longer - equal else ("shorter", 1 - longer - equal)
+    return (
+        f"The chosen answer is the longer one in {longer:.0%} of the pairs (AUC {auc:.2f}): whoever just prefers the "
+        f"{way} answer is right in {share:.0%}."
+    )
 
 
 def count_lengths(lengths: np.ndarray, max_length: int) -> dict:
@@ -55,8 +71,12 @@ def count_lengths(lengths: np.ndarray, max_length: int) -> dict:
     """
     prompt, chosen, rejected = lengths.T
     longer, equal = float(np.mean(chosen > rejected)), float(np.mean(chosen == rejected))
-    auc = length_auc(chosen, rejected)
-    edges = np.histogram_bin_edges(lengths[:, 1:], bins=BINS)
+    # A few endless answers would squeeze all others into one bar.
+    answers, most = lengths[:, 1:], np.percentile(lengths[:, 1:], 99)
+    open_ended = bool(answers.max() > 2 * most)
+    if open_ended:
+        answers = np.minimum(answers, np.ceil(most))
+    edges = np.histogram_bin_edges(answers, bins=BINS)
     cut_chosen, cut_rejected = prompt + chosen > max_length, prompt + rejected > max_length
     return {
         "tokens": {
@@ -65,15 +85,11 @@ def count_lengths(lengths: np.ndarray, max_length: int) -> dict:
         },
         "histogram": {
             "edges": [round(float(edge), 3) for edge in edges],
-            "chosen": np.histogram(chosen, edges)[0].tolist(),
-            "rejected": np.histogram(rejected, edges)[0].tolist(),
+            "open_ended": open_ended,  # the last bin holds everything beyond it, too
+            "chosen": np.histogram(answers[:, 0], edges)[0].tolist(),
+            "rejected": np.histogram(answers[:, 1], edges)[0].tolist(),
         },
-        "length_bias": {
-            "chosen_longer": longer,
-            "equal": equal,
-            "auc": auc,
-            "sentence": describe_length_bias(auc, longer),
-        },
+        "length_bias": {"chosen_longer": longer, "equal": equal, "auc": length_auc(chosen, rejected)},
         "truncated": {
             "pairs": int(np.sum(cut_chosen | cut_rejected)),
             "chosen_without_end": int(np.sum(cut_chosen)),

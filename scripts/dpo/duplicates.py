@@ -20,7 +20,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: spread
 
 
 def key(*texts: str) -> int:
-    """Return the 64-bit key of normalised texts; equal for equal texts, and different otherwise (but for 1 in 10^19)."""
+    """Return the 64-bit key of normalised texts: equal for equal texts, different for others but for 1 in 10^19."""
     return int.from_bytes(hashlib.blake2b("\x00".join(texts).encode(), digest_size=8).digest(), "little")
 
 
@@ -76,7 +76,7 @@ def candidates(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
         hashes: band hashes of shape (texts, BANDS).
     """
     found = np.empty(0, dtype=np.uint64)
-    for band in hashes.T:
+    for band in hashes.T if len(hashes) else ():
         order = np.argsort(band, kind="stable").astype(np.uint64)
         starts = np.flatnonzero(np.concatenate([[True], band[order[1:]] != band[order[:-1]]]))
         first = np.repeat(order[starts], np.diff(np.append(starts, len(order))))
@@ -118,13 +118,12 @@ class PromptIndex:
     """Prompts that must not be trained on, to look others up in: the same, or nearly so.
 
     Args:
-        texts: normalised prompts.
+        texts: normalised prompts, each once.
         threshold: least similarity of near-duplicates.
     """
 
     def __init__(self, texts: list[str], threshold: float):
         self.texts, self.threshold = texts, threshold
-        self.exact = {text: place for place, text in reversed(list(enumerate(texts)))}
         hashes = bands(texts) if texts else np.empty((0, BANDS), dtype=np.uint32)
         self.order = np.argsort(hashes, axis=0, kind="stable")
         self.sorted = np.take_along_axis(hashes, self.order, axis=0)
@@ -141,9 +140,6 @@ class PromptIndex:
             for place in np.flatnonzero(right > left):
                 near.setdefault(int(place), set()).update(self.order[left[place] : right[place], band].tolist())
         for place, text in enumerate(texts):
-            if text in self.exact:
-                yield place, self.exact[text], 1.0
-                continue
             for known in sorted(near.get(place, ())):
                 alike = similarity(text, self.texts[known])
                 if alike >= self.threshold:

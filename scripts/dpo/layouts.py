@@ -26,8 +26,15 @@ class Rejected(Exception):
     """
 
     def __init__(self, reason: str, detail: str, measure: float | None = None):
-        super().__init__(detail)
+        super().__init__(reason, detail, measure)  # all of them, so that it can come back from another process
         self.reason, self.detail, self.measure = reason, detail, measure
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def bare(self) -> "Rejected":
+        """Return the same without its traceback, which would keep a whole batch of rows in memory."""
+        return Rejected(*self.args)
 
 
 @dataclass
@@ -106,9 +113,9 @@ def from_implicit_prompt(row: dict) -> Pair:
     if isinstance(row.get("chosen"), list):
         return split_conversations(messages(row, "chosen"), messages(row, "rejected"))
     chosen, rejected = text(row, "chosen"), text(row, "rejected")
-    shared = os.path.commonprefix([chosen, rejected])
-    if len(shared) < min(len(chosen), len(rejected)):
-        shared = shared[: len(shared) - len(re.search(r"\S*$", shared)[0])]  # not through the middle of a word
+    shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071, of texts, not of paths
+    if shared and len(shared) < min(len(chosen), len(rejected)) and not shared[-1].isspace():
+        shared = shared.removesuffix(shared.rsplit(maxsplit=1)[-1])  # not through the middle of a word
     if not shared.strip():
         raise Rejected("malformed", "chosen and rejected share no beginning that could be the prompt")
     prompt = [{"role": "user", "content": shared.rstrip()}]
@@ -131,7 +138,7 @@ def from_ultrafeedback_binarized(row: dict, min_score_difference: float) -> Pair
 
 def from_webgpt_comparisons(row: dict, min_score_difference: float) -> Pair:
     """`openai/webgpt_comparisons`: two answers to a question, scored from -1 to 1; the higher score is chosen."""
-    question = row["question"]
+    question = row.get("question")
     prompt = text(question, "full_text") if isinstance(question, dict) else text(row, "question")
     difference = number(row, "score_0") - number(row, "score_1")
     require_difference(abs(difference), min_score_difference)
@@ -143,8 +150,10 @@ def from_webgpt_comparisons(row: dict, min_score_difference: float) -> Pair:
 def from_shp(row: dict, min_score_ratio: float) -> Pair:
     """`stanfordnlp/SHP`: a post and two comments; label 1 prefers A, 0 prefers B, by votes of the ratio score_ratio."""
     label = row.get("labels")
+    if label in ("0", "1"):  # from a CSV file
+        label = int(label)
     if isinstance(label, bool) or label not in (0, 1):
-        raise Rejected("malformed", f"labels is {label!r}; it must be 1 (A is preferred) or 0 (B is preferred)")
+        raise Rejected("malformed", f"labels is {shown(label)}; it must be 1 (A is preferred) or 0 (B is preferred)")
     ratio = number(row, "score_ratio")
     if ratio < min_score_ratio:
         raise Rejected(
@@ -192,7 +201,8 @@ def messages(row: dict, column: str) -> Messages:
             raise Rejected("malformed", f'{column}: message {place} is not {{"role": …, "content": …}}')
         if message["role"] not in ROLES:
             raise Rejected(
-                "malformed", f"{column}: message {place} has role {message['role']!r}; known are {', '.join(ROLES)}"
+                "malformed",
+                f"{column}: message {place} has role {shown(message['role'])}; known are {', '.join(ROLES)}",
             )
         if not isinstance(message["content"], str):
             raise Rejected(
@@ -242,6 +252,11 @@ def number(row: dict, column: str) -> float:
     if not math.isfinite(value):
         raise Rejected("malformed", f"{column} is {kind(row.get(column))}; it must be a number")
     return value
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: a short text or number as it is, of anything else its type."""
+    return repr(value) if isinstance(value, str | int | float) and len(str(value)) <= 80 else kind(value)
 
 
 def kind(value: object) -> str:

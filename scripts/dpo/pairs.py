@@ -1,7 +1,7 @@
 """Rows of preference data, one by one: what is wrong with a row, or the pair that it is, ready for training.
 
-A pair is written as TRL's conversational preference format, one JSON object a line: `prompt`, `chosen` and `rejected` as
-lists of messages, beside `id` and, where the row has one, `topic`.
+A pair is written as TRL's conversational preference format, one JSON object a line: `prompt`, `chosen` and `rejected`
+as lists of messages, beside `id` and, where the row has one, `topic`.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Examined:
     lengths: np.ndarray | None = None  # tokens of prompt and completions: int32 of shape (sound rows, 3)
     topics: list[str | None] = field(default_factory=list)
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)  # row numbers and reasons
-    elsewhere: int = 0  # rows that the split gives to the other set
+    elsewhere: int = 0  # rows that the split gives to the other set, and those that it counts there
 
 
 def prompt_text(messages: list[dict[str, str]]) -> str:
@@ -82,8 +82,10 @@ class Examiner:
                 pair = self.read(raw, source)
             except Rejected as rejected:
                 # Of a row that is none the prompt is not known, and with it the side; the training set counts it.
-                if not split or split["side"] == "train":
-                    examined.rejected.append((number, rejected))
+                if split and split["side"] == "heldout":
+                    examined.elsewhere += 1
+                else:
+                    examined.rejected.append((number, rejected.bare()))
                 continue
             if split and is_heldout(prompt_text(pair.prompt), split["share"], split["seed"]) != (
                 split["side"] == "heldout"
@@ -93,7 +95,7 @@ class Examiner:
             try:
                 self.check_answers(pair)
             except Rejected as rejected:
-                examined.rejected.append((number, rejected))
+                examined.rejected.append((number, rejected.bare()))
                 continue
             numbers.append(number)
             pairs.append(pair)
@@ -172,12 +174,13 @@ def find_leaks(prompts: list[str], dataset: Path, threshold: float) -> dict[int,
     Returns:
         position in `prompts` → (id of the most similar pair, similarity).
     """
-    index = duplicates.PromptIndex(prompts, threshold)
-    found: dict[int, tuple[str, float]] = {}
+    index = duplicates.PromptIndex(list(dict.fromkeys(prompts)), threshold)
+    found: dict[str, tuple[str, float]] = {}
     with open(dataset, "rb") as file:
         while lines := list(islice(file, 1000)):
             rows = [json.loads(line) for line in lines]
             for place, known, alike in index.find([prompt_text(row["prompt"]) for row in rows]):
-                if known not in found or alike > found[known][1]:
-                    found[known] = rows[place]["id"], alike
-    return found
+                prompt = index.texts[known]
+                if prompt not in found or alike > found[prompt][1]:
+                    found[prompt] = rows[place]["id"], alike
+    return {place: found[prompt] for place, prompt in enumerate(prompts) if prompt in found}

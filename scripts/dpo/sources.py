@@ -6,6 +6,7 @@ text reader and are parsed here, one by one, and CSV columns are read as text.
 """
 
 import csv
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from dpo.cli import UserError
 from dpo.json_lines import BOM, reject_repeated_keys
 
-LINES_A_BATCH = 1000
+ROWS_A_BATCH = 250  # in one piece of work for a process; more only takes more memory
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
@@ -53,6 +54,8 @@ def read(source: dict) -> Iterator[Batch]:
 
 
 def _read_file(path: Path) -> Iterator[Batch]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the files in it one by one under `data:` in config.yaml")
     if not path.is_file():
         raise UserError(f"{path} does not exist; check `data:` in config.yaml")
     if path.stat().st_size == 0:
@@ -66,7 +69,7 @@ def _read_file(path: Path) -> Iterator[Batch]:
     if kind == ".csv":
         return _read_csv(path)
     if kind == ".parquet":
-        return _stream("parquet", data_files=str(path))
+        return _stream("parquet", data_files=glob.escape(str(path)), batch_size=ROWS_A_BATCH)
     raise UserError(
         f"{path}: known are .jsonl, .json, .csv and .parquet, the first three also compressed as .gz or .zst"
     )
@@ -79,7 +82,7 @@ def _begins_with_bracket(path: Path) -> bool:
 
 def _read_lines(path: Path) -> Iterator[Batch]:
     """Read lines as bytes in disguise (Latin-1), so that a line that is no UTF-8 is that line's fault alone."""
-    for batch in _stream("text", data_files=str(path), encoding="latin-1"):
+    for batch in _stream("text", data_files=glob.escape(str(path)), encoding="latin-1"):
         lines = [(number, row["text"]) for number, row in batch]
         if lines[0][0] == 1:
             lines[0] = (1, lines[0][1].removeprefix(BOM))
@@ -89,11 +92,11 @@ def _read_lines(path: Path) -> Iterator[Batch]:
 def _read_json_array(path: Path) -> Iterator[Batch]:
     """Parse a whole JSON array; `datasets` would do the same, and then guess types."""
     rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=reject_repeated_keys)
-    for start in range(0, len(rows), LINES_A_BATCH):
+    for start in range(0, len(rows), ROWS_A_BATCH):
         # A row that is not an object goes on as JSON, to be rejected like a line that is none.
         yield [
             (number, row if isinstance(row, dict) else json.dumps(row))
-            for number, row in enumerate(rows[start : start + LINES_A_BATCH], start=start + 1)
+            for number, row in enumerate(rows[start : start + ROWS_A_BATCH], start=start + 1)
         ]
 
 
@@ -102,10 +105,18 @@ def _read_csv(path: Path) -> Iterator[Batch]:
     import pandas
 
     csv.field_size_limit(2**31 - 1)
-    columns = list(pandas.read_csv(path, nrows=0).columns)
+    header = pandas.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False).values.tolist()[0]
+    if twice := [column for column in header if column and header.count(column) > 1]:
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one of them in the file's first line")
+    begin = pandas.read_csv(path, nrows=1, dtype=str)
+    # pandas takes a first row with one cell too many for a row whose first cell is a name, and moves the others.
+    if not isinstance(begin.index, pandas.RangeIndex):
+        raise UserError(f"{path}: its first row has more cells than the header; put text with commas in quotes")
+    columns = list(begin.columns)
     as_text = datasets.Features({column: datasets.Value("string") for column in columns})
     # "NA" and "null" are words, and only a cell that is not there is null.
-    return _stream("csv", data_files=str(path), features=as_text, keep_default_na=False, on_bad_lines="error")
+    options = {"features": as_text, "keep_default_na": False, "on_bad_lines": "error"}
+    return _stream("csv", data_files=glob.escape(str(path)), **options)
 
 
 def _read_folder(source: dict) -> Iterator[Batch]:
@@ -120,7 +131,7 @@ def _stream(builder: str, split: str = "train", **options) -> Iterator[Batch]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would show its own message beside ours
     rows = datasets.load_dataset(builder, split=split, streaming=True, **options)
     number = 0
-    for table in rows.with_format("arrow").iter(batch_size=LINES_A_BATCH):
+    for table in rows.with_format("arrow").iter(batch_size=ROWS_A_BATCH):
         batch = list(enumerate(table.to_pylist(), start=number + 1))
         number += len(batch)
         yield batch

@@ -108,6 +108,90 @@ def line_chart(
     return Markup("").join([*parts, Markup("</svg>")])
 
 
+def histogram(counts: dict, title: str, x_label: str, limits: tuple[float, float]) -> Markup:
+    """Draw how often chosen and rejected answers have which length: chosen above the axis, rejected below it.
+
+    Above and below, filled and outlined, so that nobody has to tell them apart by colour.
+
+    Args:
+        counts: `edges` of the bins, for each bin the number of `chosen` and of `rejected` answers, and `open_ended`
+            where the last bin also holds everything beyond it.
+        title: what is counted; read out with the range and the commonest length of either kind.
+        x_label: unit of the lengths, which are whole numbers; a caption below the axis, and in the hover texts.
+        limits: lengths that the axis must cover, so that two histograms can have the same one.
+    """
+    width, height, left, right, top, middle, bottom = 360, 262, 48, 348, 24, 112, 200
+    edges = counts["edges"]
+    # A bin is the whole numbers from its edge to below the next, and the last one has its end too. It is drawn half a
+    # number wider on either side: then bins narrower than a number, some of which are empty, leave no gaps.
+    ends = [math.ceil(edge) - 1 for edge in edges[1:-1]] + [math.floor(edges[-1])]
+    bins = [
+        (math.ceil(edge), end, chosen, rejected)
+        for edge, end, chosen, rejected in zip(edges[:-1], ends, counts["chosen"], counts["rejected"], strict=True)
+        if math.ceil(edge) <= end
+    ]
+    highest = max(*counts["chosen"], *counts["rejected"])
+    # Never more ticks than there are whole numbers: half an answer, or half a token, would make no sense.
+    x_ticks = round_ticks(limits[0] - 0.5, max(limits[1] + 0.5, limits[0] + 4.5))
+    y_ticks = round_ticks(0, highest, min(3, highest))
+
+    def across(x: float) -> float:
+        return left + (right - left) * (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+
+    def tall(count: int) -> float:
+        return (middle - top) * count / y_ticks[-1]
+
+    def named(first: int, last: int) -> str:
+        if counts["open_ended"] and last == ends[-1]:
+            return f"{first:,} {x_label} or more"
+        return f"{first:,} to {last:,} {x_label}" if last > first else f"{first:,} {x_label}"
+
+    spoken = []
+    for kind, place in (("chosen", 2), ("rejected", 3)):
+        filled = [row for row in bins if row[place]]
+        commonest = max(filled, key=lambda row: row[place])
+        spoken.append(
+            f"{sum(counts[kind]):,} {kind} answers between {filled[0][0]:,} and {filled[-1][1]:,} {x_label}, "
+            f"most often {named(*commonest[:2])} ({commonest[place]:,})"
+        )
+    parts = [
+        Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(
+            width, height, f"{title}. {'; '.join(spoken)}."
+        )
+    ]
+    for kind, y in (("chosen", 12), ("rejected", bottom + 19)):
+        parts.append(Markup('<path class="bar {}" d="M{} {}h12v-9h-12z"/>').format(kind, left, y))
+        parts.append(Markup('<text x="{}" y="{}" class="heading">{}</text>').format(left + 18, y, kind.capitalize()))
+    for value, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
+        for y in sorted({middle - tall(value), middle + tall(value)}):
+            parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(left, y, right))
+            parts.append(Markup('<text x="{}" y="{:.1f}" dy="4" class="end">{}</text>').format(left - 6, y, label))
+    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+        parts.append(Markup('<path class="grid" d="M{:.1f} {}v4"/>').format(across(value), bottom))
+        parts.append(
+            Markup('<text x="{:.1f}" y="{}" class="middle">{}</text>').format(across(value), height - 24, label)
+        )
+    parts.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format((left + right) / 2, height - 5, x_label))
+    for first, last, chosen, rejected in bins:
+        start, end = across(first - 0.5), across(last + 0.5)
+        hover = f"{named(first, last)}: {chosen:,} chosen, {rejected:,} rejected"
+        parts.append(Markup("<g><title>{}</title>").format(hover))
+        parts.append(
+            Markup('<path class="hit" d="M{:.1f} {}H{:.1f}V{}H{:.1f}z"/>').format(start, top, end, bottom, start)
+        )
+        gap = 0.08 * (end - start)
+        for kind, count, towards in (("chosen", chosen, -1), ("rejected", rejected, 1)):
+            if count:
+                parts.append(
+                    Markup('<path class="bar {}" d="M{:.1f} {}v{:.1f}H{:.1f}V{}z"/>').format(
+                        kind, start + gap, middle, towards * tall(count), end - gap, middle
+                    )
+                )
+        parts.append(Markup("</g>"))
+    parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(left, middle, right))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
 def interval_plot(
     groups: dict[str, dict[str, dict]],
     runs: list[str],

@@ -1,4 +1,4 @@
-"""What the chat template and the tokenizer make of a pair, as `trl.DPOTrainer` will train on it, checked token by token.
+"""What chat template and tokenizer make of a pair, as `trl.DPOTrainer` will train on it, checked token by token.
 
 TRL tokenises the prompt with the header that opens the answer, and the whole conversation with each answer; what goes
 beyond the prompt's ids is the completion (`DPOTrainer._prepare_dataset`). It then cuts what is longer than `max_length`
@@ -64,7 +64,9 @@ class Tokenisation:
     def encode(self, conversations: list[Messages], header: bool = False) -> list[list[int]]:
         """Return the token ids of conversations; with `header`, the assistant's turn is opened at the end."""
         rendered = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=header, tokenize=False)
-        return self.tokenizer(rendered, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        # Not through transformers, which makes a dictionary of each result.
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(rendered, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
     def special_pattern(self, roles: tuple[str, ...]) -> list[int]:
         """Return the special tokens that a conversation of these roles must have, in order: those of the template."""
@@ -82,8 +84,8 @@ class Tokenisation:
             if whole[: len(prompt)] != prompt:
                 return Rejected(
                     "boundary_merge",
-                    f"{side}: its first characters {getattr(pair, side)[:8]!r} merge with the end of the prompt into one "
-                    "token, so that the model would see another prompt in training than in use",
+                    f"{side}: its first characters {getattr(pair, side)[:8]!r} merge with the end of the prompt into "
+                    "one token, so that the model would see another prompt in training than in use",
                 )
         longest_prompt, longest = self.settings["max_prompt_length"], self.settings["max_length"]
         if len(prompt) > longest_prompt:
