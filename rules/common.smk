@@ -4,6 +4,7 @@ import ast
 import fcntl
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -57,6 +58,32 @@ def check_config():
 check_config()
 FOLDER_HELD = hold_folder()
 
+DATA = config["data"]
+# A number asks for a share of the training sources, split off by prompt.
+SPLIT = isinstance(DATA["heldout"], float)
+SETS = ["train", "heldout"]
+
+
+def sources_of(name):
+    """The sources of a set, each as a dict; a source from the hub with the folder that it is downloaded to."""
+    given = DATA["train"] if SPLIT else DATA[name]
+    sources = [
+        {"path": source} if isinstance(source, str) else dict(source)
+        for source in (given if isinstance(given, list) else [given])
+    ]
+    for source in sources:
+        if "repo" in source:
+            parts = [source[key] for key in ("repo", "revision", "data_dir") if key in source]
+            source["folder"] = f"results/data/sources/{re.sub('[^A-Za-z0-9._@-]+', '--', '@'.join(parts))}"
+    return sources
+
+
+HUB_SOURCES = {
+    Path(source["folder"]).name: {key: source[key] for key in ("repo", "revision", "data_dir") if key in source}
+    for name in SETS
+    for source in sources_of(name)
+    if "repo" in source
+}
 RUNS = list(config["runs"])
 
 

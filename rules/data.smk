@@ -1,31 +1,3 @@
-DATA = config["data"]
-# A number asks for a share of the training sources, split off by prompt.
-SPLIT = isinstance(DATA["heldout"], float)
-SETS = ["train", "heldout"]
-
-
-def sources_of(name):
-    """The sources of a set, each as a dict; a source from the hub with the folder that it is downloaded to."""
-    given = DATA["train"] if SPLIT else DATA[name]
-    sources = [
-        {"path": source} if isinstance(source, str) else dict(source)
-        for source in (given if isinstance(given, list) else [given])
-    ]
-    for source in sources:
-        if "repo" in source:
-            parts = [source["repo"], source["revision"], *([source["data_dir"]] if "data_dir" in source else [])]
-            source["folder"] = "results/data/sources/" + "@".join(parts).replace("/", "--")
-    return sources
-
-
-HUB_SOURCES = {
-    Path(source["folder"]).name: {key: source[key] for key in ("repo", "revision", "data_dir") if key in source}
-    for name in SETS
-    for source in sources_of(name)
-    if "repo" in source
-}
-
-
 # The rules here come before whatever else could start: a fault in the data stops the workflow before time goes into
 # training or answers.
 rule fetch_dataset:
