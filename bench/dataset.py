@@ -119,7 +119,7 @@ def measure(rows: int, model: Path, folder: Path) -> float:
             "scripts/build_dataset.py", "--model", model, "--settings", json.dumps(settings | {"split": split}),
             *(["--trained", folder / "train.jsonl"] if side == "heldout" else []),
             "--dataset", folder / f"{side}.jsonl", "--rejected", folder / f"{side}.rejected.jsonl",
-            "--audit", folder / f"{side}.audit.json",
+            "--prompts", folder / f"{side}.prompts.npy", "--audit", folder / f"{side}.audit.json",
         )  # fmt: skip
         print(f"  build_dataset ({side}): {seconds:.1f} s, {peak / 1e9:.2f} GB")
         total, peaks = total + seconds, [*peaks, peak]

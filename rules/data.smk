@@ -28,10 +28,12 @@ rule build_dataset:
         code("build_dataset"),
         sources=lambda wildcards: [source.get("folder") or source["path"] for source in sources_of(wildcards.set)],
         trained=lambda wildcards: "results/data/train.jsonl" if wildcards.set == "heldout" else [],
+        trained_prompts=lambda wildcards: "results/data/train.prompts.npy" if wildcards.set == "heldout" else [],
         model="results/base/model",
     output:
         dataset="results/data/{set}.jsonl",
         rejected="results/data/{set}.rejected.jsonl",
+        prompts="results/data/{set}.prompts.npy",
         audit="results/data/{set}.audit.json",
     log:
         "logs/build_dataset/{set}.log",
@@ -61,14 +63,15 @@ rule build_dataset:
         """
         exec &> >(tee {log:q})
         python scripts/build_dataset.py --model {input.model:q} --settings {params.settings:q} {params.trained} \
-            --dataset {output.dataset:q} --rejected {output.rejected:q} --audit {output.audit:q}
+            --dataset {output.dataset:q} --rejected {output.rejected:q} --prompts {output.prompts:q} \
+            --audit {output.audit:q}
         """
 
 
 rule audit_dataset:
     input:
         code("audit_dataset"),
-        expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "audit.json"]),
+        expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "prompts.npy", "audit.json"]),
         prompts=DATA["prompts"],
         model="results/base/model",
     output:

@@ -4,7 +4,7 @@
         "max_length": 512, "max_prompt_length": 256, "min_score_difference": 0, "min_score_ratio": 2,
         "near_duplicate": 0.8}' --trained results/data/train.jsonl \
         --dataset results/data/heldout.jsonl --rejected results/data/heldout.rejected.jsonl \
-        --audit results/data/heldout.audit.json
+        --prompts results/data/heldout.prompts.npy --audit results/data/heldout.audit.json
 
 The set is written in TRL's conversational preference format, for training and scoring to read. Rows are read in a
 stream, examined in as many processes as OMP_NUM_THREADS says, and compared with each other by small keys and hashes, so
@@ -128,7 +128,7 @@ class Kept:
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115, lives as long as this object
         self.offsets = array("Q", [0])
         self.places, self.numbers, self.topics = array("H"), array("Q"), []
-        self._keys, self._bands, self._lengths = [], [], []
+        self._keys, self._bands, self._prompt_bands, self._lengths = [], [], [], []
 
     def add(self, place: int, examined: Examined) -> None:
         """Take over the sound rows of a batch of source number `place`."""
@@ -140,6 +140,7 @@ class Kept:
         self.topics += [topic and sys.intern(topic) for topic in examined.topics]
         self._keys.append(examined.keys)
         self._bands.append(examined.bands)
+        self._prompt_bands.append(examined.prompt_bands)
         self._lengths.append(examined.lengths)
 
     def finish(self) -> None:
@@ -148,6 +149,8 @@ class Kept:
         self._keys.clear()
         self.bands = np.concatenate([np.empty((0, duplicates.BANDS), np.uint32), *self._bands])
         self._bands.clear()
+        self.prompt_bands = np.concatenate([np.empty((0, duplicates.BANDS), np.uint32), *self._prompt_bands])
+        self._prompt_bands.clear()
         self.lengths = np.concatenate([np.empty((0, 3), np.int32), *self._lengths])
         self._lengths.clear()
 
@@ -205,8 +208,8 @@ def compare(kept: Kept, where, threshold: float) -> dict[int, Rejected]:
     return faults
 
 
-def build(arguments: argparse.Namespace, settings: dict, rejections, dataset) -> dict:
-    """Examine all rows, write the sound ones and the rejected ones, and return the set's audit."""
+def build(arguments: argparse.Namespace, settings: dict, rejections, dataset, prompts) -> dict:
+    """Examine all rows, write the sound ones, the rejected ones and the prompts' hashes, and return the set's audit."""
     seen: list[dict] = []
     kept = Kept(arguments.dataset.parent)
     counts: Counter = Counter()
@@ -258,6 +261,7 @@ def build(arguments: argparse.Namespace, settings: dict, rejections, dataset) ->
         if is_sound:
             dataset.write(line)
     chosen = np.flatnonzero(sound)
+    np.save(prompts, kept.prompt_bands[chosen])
     if not len(chosen):
         if counts:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
@@ -290,15 +294,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder whose tokenizer counts")
     parser.add_argument("--settings", type=json.loads, required=True, help="sources and limits, as JSON")
-    parser.add_argument("--trained", type=Path, help="training set, none of whose prompts may come again")
+    parser.add_argument(
+        "--trained", type=Path, help="training set with its *.prompts.npy beside it; none of its prompts may come again"
+    )
     parser.add_argument("--dataset", type=Path, required=True, help="JSON Lines file of pairs to write")
     parser.add_argument("--rejected", type=Path, required=True, help="JSON Lines file of rejected rows to write")
+    parser.add_argument("--prompts", type=Path, required=True, help="NumPy file of hashes of the prompts to write")
     parser.add_argument("--audit", type=Path, required=True, help="JSON file of counts to write")
     arguments = parser.parse_args()
 
-    with staged_file(arguments.dataset) as dataset, staged_file(arguments.rejected) as rejected:
-        with open(dataset, "wb") as pairs, open(rejected, "w", encoding="utf-8") as rejections:
-            counts = build(arguments, arguments.settings, rejections, pairs)
+    with (
+        staged_file(arguments.dataset) as dataset,
+        staged_file(arguments.rejected) as rejected,
+        staged_file(arguments.prompts) as prompts,
+    ):
+        with (
+            open(dataset, "wb") as pairs,
+            open(rejected, "w", encoding="utf-8") as rejections,
+            open(prompts, "wb") as hashes,
+        ):
+            counts = build(arguments, arguments.settings, rejections, pairs, hashes)
         write_json(arguments.audit, counts)
     print(f"{counts['rows']:,} rows: {counts['pairs']:,} pairs, {counts['rejected']:,} rejected")
 

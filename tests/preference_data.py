@@ -89,11 +89,12 @@ def build(
     outputs = {
         "--dataset": folder / f"{name}.jsonl",
         "--rejected": folder / f"{name}.rejected.jsonl",
+        "--prompts": folder / f"{name}.prompts.npy",
         "--audit": folder / f"{name}.audit.json",
     }
     options = {"--model": model, "--settings": json.dumps(LIMITS | settings | {"sources": given}), **outputs}
     run(build_dataset, options | ({"--trained": trained} if trained else {}))
-    dataset, rejected, audit = outputs.values()
+    dataset, rejected, _, audit = outputs.values()
     built = Built(folder, read_jsonl(dataset), read_jsonl(rejected), read_json(audit))
     assert_accounted(built)
     return built

@@ -637,6 +637,7 @@ def run(path, folder, model, monkeypatch, **more):
     settings = json.dumps(LIMITS | {"sources": [{"path": str(path)} | more]})
     outputs = folder / "set.jsonl", folder / "set.rejected.jsonl", folder / "set.audit.json"
     arguments = ["--model", model, "--settings", settings, "--dataset", outputs[0], "--rejected", outputs[1]]
+    arguments += ["--prompts", outputs[0].with_suffix(".npy")]
     monkeypatch.setattr(sys, "argv", ["build_dataset.py", *map(str, arguments), "--audit", str(outputs[2])])
     build_dataset.main()
     return read_json(outputs[2]), read_jsonl(outputs[0]), read_jsonl(outputs[1])
@@ -788,6 +789,7 @@ def command(path, folder, model, threads):
     """Run the program as the workflow does."""
     arguments = ["--model", model, "--settings", json.dumps(LIMITS | {"sources": [{"path": str(path)}]})]
     arguments += ["--dataset", folder / "d.jsonl", "--rejected", folder / "r.jsonl", "--audit", folder / "a.json"]
+    arguments += ["--prompts", folder / "p.npy"]
     return subprocess.run(
         [sys.executable, PROJECT / "scripts/build_dataset.py", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True,

@@ -264,8 +264,8 @@ def test_two_processes_write_the_same_files_as_one(small_model, tmp_path):
     )) > 10  # fmt: skip
     command = [sys.executable, str(PROJECT / "scripts/build_dataset.py"), "--model", str(small_model)]
     command += ["--settings", json.dumps(LIMITS | {"sources": [{"path": str(file)}]})]
-    for option in ("dataset", "rejected", "audit"):
-        ending = {"dataset": "jsonl", "rejected": "rejected.jsonl", "audit": "audit.json"}[option]
+    endings = {"dataset": "jsonl", "rejected": "rejected.jsonl", "prompts": "prompts.npy", "audit": "audit.json"}
+    for option, ending in endings.items():
         command += [f"--{option}", str(tmp_path / f"two/train.{ending}")]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -163,7 +163,11 @@ def test_results_are_the_files_of_the_contract(finished):
     adapter = {"adapter_model.safetensors", "adapter_config.json", ".snakemake_timestamp"} | tokenizer
     assert found == {
         *(f"data/{name}" for name in ("audit.json", "rejected.jsonl")),
-        *(f"data/{name}.{what}" for name in ("train", "heldout") for what in ("jsonl", "rejected.jsonl", "audit.json")),
+        *(
+            f"data/{name}.{what}"
+            for name in ("train", "heldout")
+            for what in ("jsonl", "rejected.jsonl", "prompts.npy", "audit.json")
+        ),
         *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json")),
         *(f"base/model/{name}" for name in model),
         *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "smoke_test.json")),

@@ -49,6 +49,8 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def bands(texts: list[str]) -> np.ndarray:
     """Return the band hashes of normalised texts: uint32 of shape (texts, BANDS)."""
+    if not texts:
+        return np.empty((0, BANDS), dtype=np.uint32)
     hashes, offsets = shingles(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, BANDS * ROWS, SEED)
     signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(texts), BANDS, ROWS)
@@ -114,33 +116,22 @@ def near_duplicates(
     return found
 
 
-class PromptIndex:
-    """Prompts that must not be trained on, to look others up in: the same, or nearly so.
+def shared_bands(known: np.ndarray, hashes: np.ndarray) -> dict[int, set[int]]:
+    """Find which texts could nearly be which known ones: those that share a band.
 
     Args:
-        texts: normalised prompts, each once.
-        threshold: least similarity of near-duplicates.
+        known: band hashes of shape (known texts, BANDS).
+        hashes: band hashes of shape (texts, BANDS).
+
+    Returns:
+        position of a text → positions of known texts.
     """
-
-    def __init__(self, texts: list[str], threshold: float):
-        self.texts, self.threshold = texts, threshold
-        hashes = bands(texts) if texts else np.empty((0, BANDS), dtype=np.uint32)
-        self.order = np.argsort(hashes, axis=0, kind="stable")
-        self.sorted = np.take_along_axis(hashes, self.order, axis=0)
-
-    def find(self, texts: list[str]) -> Iterator[tuple[int, int, float]]:
-        """Yield (position in `texts`, position among the prompts, similarity) for each text that is found."""
-        if not texts or not self.texts:
-            return
-        hashes = bands(texts)
-        near: dict[int, set[int]] = {}
-        for band in range(BANDS):
-            left = np.searchsorted(self.sorted[:, band], hashes[:, band], side="left")
-            right = np.searchsorted(self.sorted[:, band], hashes[:, band], side="right")
-            for place in np.flatnonzero(right > left):
-                near.setdefault(int(place), set()).update(self.order[left[place] : right[place], band].tolist())
-        for place, text in enumerate(texts):
-            for known in sorted(near.get(place, ())):
-                alike = similarity(text, self.texts[known])
-                if alike >= self.threshold:
-                    yield place, known, alike
+    found: dict[int, set[int]] = {}
+    for band in range(BANDS):
+        order = np.argsort(known[:, band], kind="stable")
+        ordered = known[order, band]
+        left = np.searchsorted(ordered, hashes[:, band], side="left")
+        right = np.searchsorted(ordered, hashes[:, band], side="right")
+        for place in np.flatnonzero(right > left):
+            found.setdefault(int(place), set()).update(order[left[place] : right[place]].tolist())
+    return found

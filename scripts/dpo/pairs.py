@@ -7,7 +7,6 @@ as lists of messages, beside `id` and, where the row has one, `topic`.
 import hashlib
 import json
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ class Examined:
     lines: list[bytes] = field(default_factory=list)  # the sound rows, as they are written
     keys: np.ndarray | None = None  # of id, prompt, chosen and rejected answer: uint64 of shape (sound rows, 4)
     bands: np.ndarray | None = None  # for near-duplicates: uint32 of shape (sound rows, duplicates.BANDS)
+    prompt_bands: np.ndarray | None = None  # the same of the prompts alone, for leaks
     lengths: np.ndarray | None = None  # tokens of prompt and completions: int32 of shape (sound rows, 3)
     topics: list[str | None] = field(default_factory=list)
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)  # row numbers and reasons
@@ -149,18 +149,18 @@ class Examiner:
                 "chosen": [{"role": "assistant", "content": pair.chosen}],
                 "rejected": [{"role": "assistant", "content": pair.rejected}],
             }
-            prompt, answers = parts(row)
+            prompt, chosen, rejected = prompt_text(pair.prompt), normalize(pair.chosen), normalize(pair.rejected)
             examined.numbers.append(number)
             examined.topics.append(pair.labels.get("topic"))
             examined.lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             lengths.append((measured.prompt, measured.chosen, measured.rejected))
-            keys.append((row["id"], prompt, *(normalize(answer) for answer in (pair.chosen, pair.rejected))))
-            texts.append(f"{prompt}\n{answers}")
+            keys.append((row["id"], prompt, chosen, rejected))
+            texts.append("\n".join((prompt, chosen, rejected)))
         examined.lengths = np.array(lengths, dtype=np.int32).reshape(-1, 3)
-        examined.keys = np.array([[duplicates.key(text) for text in row] for row in keys], dtype=np.uint64).reshape(
-            -1, 4
-        )
+        hashed = [[duplicates.key(text) for text in row] for row in keys]
+        examined.keys = np.array(hashed, dtype=np.uint64).reshape(-1, 4)
         examined.bands = duplicates.bands(texts)
+        examined.prompt_bands = duplicates.bands([prompt for _, prompt, _, _ in keys])
 
 
 def find_leaks(prompts: list[str], dataset: Path, threshold: float) -> dict[int, tuple[str, float]]:
@@ -168,19 +168,22 @@ def find_leaks(prompts: list[str], dataset: Path, threshold: float) -> dict[int,
 
     Args:
         prompts: normalised prompts (see `prompt_text`).
-        dataset: the set, JSON Lines; read as a stream.
+        dataset: the set, JSON Lines; the band hashes of its prompts are beside it, in a file named `*.prompts.npy`.
         threshold: least similarity of near-duplicates.
 
     Returns:
         position in `prompts` → (id of the most similar pair, similarity).
     """
-    index = duplicates.PromptIndex(list(dict.fromkeys(prompts)), threshold)
+    unique = list(dict.fromkeys(prompts))
+    candidates = duplicates.shared_bands(duplicates.bands(unique), np.load(dataset.with_suffix(".prompts.npy")))
     found: dict[str, tuple[str, float]] = {}
     with open(dataset, "rb") as file:
-        while lines := list(islice(file, 1000)):
-            rows = [json.loads(line) for line in lines]
-            for place, known, alike in index.find([prompt_text(row["prompt"]) for row in rows]):
-                prompt = index.texts[known]
-                if prompt not in found or alike > found[prompt][1]:
-                    found[prompt] = rows[place]["id"], alike
+        for number, line in enumerate(file):
+            if number in candidates:
+                row = json.loads(line)
+                text = prompt_text(row["prompt"])
+                for prompt in (unique[place] for place in candidates[number]):
+                    alike = duplicates.similarity(text, prompt)
+                    if alike >= threshold and alike > found.get(prompt, ("", 0.0))[1]:
+                        found[prompt] = row["id"], alike
     return {place: found[prompt] for place, prompt in enumerate(prompts) if prompt in found}
