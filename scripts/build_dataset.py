@@ -122,37 +122,48 @@ def examine_all(
 
 
 class Kept:
-    """The sound rows: their text in a file without a name, and of each a few numbers in memory."""
+    """The sound rows: a few numbers of each in memory, their text and their prompts' hashes in files without a name."""
 
     def __init__(self, folder: Path):
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115, lives as long as this object
+        self.prompts = TemporaryFile(dir=folder)  # noqa: SIM115
         self.offsets = array("Q", [0])
         self.places, self.numbers, self.topics = array("H"), array("Q"), []
-        self._keys, self._bands, self._prompt_bands, self._lengths = [], [], [], []
+        self._keys, self._bands, self._lengths = array("Q"), array("I"), array("i")
 
     def add(self, place: int, examined: Examined) -> None:
         """Take over the sound rows of a batch of source number `place`."""
         for line in examined.lines:
             self.offsets.append(self.offsets[-1] + len(line))
         self.file.write(b"".join(examined.lines))
+        self.prompts.write(examined.prompt_bands.tobytes())
         self.places.extend([place] * len(examined.lines))
         self.numbers.extend(examined.numbers)
         self.topics += [topic and sys.intern(topic) for topic in examined.topics]
-        self._keys.append(examined.keys)
-        self._bands.append(examined.bands)
-        self._prompt_bands.append(examined.prompt_bands)
-        self._lengths.append(examined.lengths)
+        self._keys.frombytes(examined.keys.tobytes())
+        self._bands.frombytes(examined.bands.tobytes())
+        self._lengths.frombytes(examined.lengths.tobytes())
 
-    def finish(self) -> None:
-        """Join the numbers of all batches."""
-        self.keys = np.concatenate([np.empty((0, 4), np.uint64), *self._keys])
-        self._keys.clear()
-        self.bands = np.concatenate([np.empty((0, duplicates.BANDS), np.uint32), *self._bands])
-        self._bands.clear()
-        self.prompt_bands = np.concatenate([np.empty((0, duplicates.BANDS), np.uint32), *self._prompt_bands])
-        self._prompt_bands.clear()
-        self.lengths = np.concatenate([np.empty((0, 3), np.int32), *self._lengths])
-        self._lengths.clear()
+    @property
+    def keys(self) -> np.ndarray:
+        """Keys of id, prompt, chosen and rejected answer: uint64 of shape (rows, 4)."""
+        return np.frombuffer(self._keys, np.uint64).reshape(-1, 4)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and completions: int32 of shape (rows, 3)."""
+        return np.frombuffer(self._lengths, np.int32).reshape(-1, 3)
+
+    def take_bands(self, rows: np.ndarray) -> np.ndarray:
+        """Return the band hashes of some rows, and forget all of them: they are most of what is in memory."""
+        bands = np.frombuffer(self._bands, np.uint32).reshape(-1, duplicates.BANDS)[rows]
+        self._bands = array("I")
+        return bands
+
+    def prompt_bands(self, rows: np.ndarray) -> np.ndarray:
+        """Return the band hashes of some rows' prompts: uint32 of shape (rows, duplicates.BANDS)."""
+        self.prompts.seek(0)
+        return np.frombuffer(self.prompts.read(), np.uint32).reshape(-1, duplicates.BANDS)[rows]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -201,8 +212,8 @@ def compare(kept: Kept, where, threshold: float) -> dict[int, Rejected]:
     first = first_places(identifier)
     for index in np.flatnonzero(first != np.arange(len(kept))):
         faults.setdefault(int(index), Rejected("malformed", f"the same id as {where(first[index])}"))
-    left = np.array([index for index in range(len(kept)) if index not in faults], dtype=np.int64)
-    near = duplicates.near_duplicates(kept.bands[left], lambda index: parts(kept.row(left[index])), threshold)
+    left = np.setdiff1d(np.arange(len(kept)), np.fromiter(faults, np.int64), assume_unique=True)
+    near = duplicates.near_duplicates(kept.take_bands(left), lambda index: parts(kept.row(left[index])), threshold)
     for index, (earlier, alike) in near.items():
         faults[int(left[index])] = Rejected("near_duplicate", f"{alike:.0%} the same as {where(left[earlier])}", alike)
     return faults
@@ -241,7 +252,6 @@ def build(arguments: argparse.Namespace, settings: dict, rejections, dataset, pr
             printed = time.monotonic()
             done = len(kept) + counts.total() + elsewhere
             print(f"{done:,} rows examined, {done / (printed - started):,.0f} a second", flush=True)
-    kept.finish()
 
     faults = compare(kept, where, settings["near_duplicate"])
     if arguments.trained:
@@ -255,13 +265,14 @@ def build(arguments: argparse.Namespace, settings: dict, rejections, dataset, pr
             )
     for index in sorted(faults):
         reject(kept.places[index], kept.numbers[index], faults[index])
-    sound = np.array([index not in faults for index in range(len(kept))], dtype=bool)
+    sound = np.ones(len(kept), dtype=bool)
+    sound[list(faults)] = False
     kept.file.seek(0)
     for line, is_sound in zip(kept.file, sound, strict=True):
         if is_sound:
             dataset.write(line)
     chosen = np.flatnonzero(sound)
-    np.save(prompts, kept.prompt_bands[chosen])
+    np.save(prompts, kept.prompt_bands(chosen))
     if not len(chosen):
         if counts:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())

@@ -5,7 +5,6 @@ column of numbers loses its zeros) and give up on a whole file at its first brok
 text reader and are parsed here, one by one, and CSV columns are read as text.
 """
 
-import csv
 import glob
 import json
 import os
@@ -104,7 +103,6 @@ def _read_csv(path: Path) -> Iterator[Batch]:
     import datasets
     import pandas
 
-    csv.field_size_limit(2**31 - 1)
     header = pandas.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False).values.tolist()[0]
     if twice := [column for column in header if column and header.count(column) > 1]:
         raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one of them in the file's first line")
