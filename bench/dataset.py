@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -147,7 +148,7 @@ def measure_trl(model: Path, dataset: Path) -> float:
     from trl import DPOConfig, DPOTrainer
 
     with open(dataset) as file:
-        rows = [json.loads(next(file)) for _ in range(ROWS_OF_TRL)]
+        rows = [json.loads(line) for line in islice(file, ROWS_OF_TRL)]
     tokenizer = AutoTokenizer.from_pretrained(model)
     tiny = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
