@@ -42,7 +42,12 @@ def explain(fault):
     if fault.validator == "type" and fault.validator_value == "number" and isinstance(fault.instance, str):
         return f"{fault.instance!r} is text; write a number (YAML takes 5e-5 for text, write 5.0e-5)"
     if fault.validator == "oneOf":
-        return "a source has either path, or repo with revision"
+        judge = "judges" in fault.path
+        return (
+            "a judge has either gguf, or base_url with model"
+            if judge
+            else "a source has either path, or repo with revision"
+        )
     return fault.message
 
 
@@ -85,12 +90,15 @@ HUB_SOURCES = {
     if "repo" in source
 }
 RUNS = list(config["runs"])
+TEST_SETS = ["prompts", "instructions", "adversarial"]
+JUDGES = {"rubric": {}} | config["evaluation"]["judges"]
 
 
 wildcard_constraints:
     set="train|heldout",
     run="|".join(RUNS),
     variant="|".join(["base", *RUNS]),
+    judge="|".join(JUDGES),
 
 
 def as_setting(value):
@@ -126,3 +134,9 @@ def code(rule_name):
 def adapter_of(wildcards):
     """The adapter of a variant; none for the base model."""
     return [] if wildcards.variant == "base" else f"results/{wildcards.variant}/adapter"
+
+
+def preference_settings(variant):
+    """How preferences of a variant are scored; the base model has no beta, as it has no reward."""
+    beta = {} if variant == "base" else {"beta": run_settings(variant)["beta"]}
+    return beta | {"max_pairs": config["evaluation"]["max_pairs"]}

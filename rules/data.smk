@@ -72,7 +72,7 @@ rule audit_dataset:
     input:
         code("audit_dataset"),
         expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "prompts.npy", "audit.json"]),
-        prompts=DATA["prompts"],
+        **{name: DATA[name] for name in TEST_SETS},
         model="results/base/model",
     output:
         audit="results/data/audit.json",
@@ -92,6 +92,7 @@ rule audit_dataset:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} --model {input.model:q} \
+        python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} \
+            --instructions {input.instructions:q} --adversarial {input.adversarial:q} --model {input.model:q} \
             --settings {params.settings:q} --audit {output.audit:q} --rejected {output.rejected:q}
         """

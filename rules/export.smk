@@ -84,3 +84,29 @@ rule smoke_test_gguf:
             --prompts {input.prompts:q} --settings {params.settings:q} \
             --modelfile {output.modelfile:q} --report {output.report:q}
         """
+
+
+rule score_gguf:
+    input:
+        code("score_gguf"),
+        gguf="results/{run}/gguf/model-q4_k_m.gguf",
+        merged="results/{run}/merged",
+        heldout="results/data/heldout.jsonl",
+        reference="results/base/preferences.json",
+    output:
+        "results/{run}/gguf_preferences.json",
+    log:
+        "logs/score_gguf/{run}.log",
+    benchmark:
+        "benchmarks/score_gguf/{run}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        settings=lambda wildcards: as_setting(preference_settings(wildcards.run)),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/score_gguf.py --gguf {input.gguf:q} --merged {input.merged:q} --heldout {input.heldout:q} \
+            --reference {input.reference:q} --settings {params.settings:q} --preferences {output:q}
+        """

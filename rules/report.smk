@@ -6,7 +6,12 @@ RESULTS = [
     "results/data/rejected.jsonl",
     "results/base/manifest.json",
     "results/base/model",
-    *expand("results/{variant}/{what}", variant=VARIANTS, what=["generations.jsonl", "scores.json"]),
+    *expand(
+        "results/{variant}/{what}", variant=VARIANTS, what=["generations.jsonl", "scores.json", "preferences.json"]
+    ),
+    *expand("results/judges/{judge}.json", judge=JUDGES),
+    *expand("results/{run}/judgements/{judge}.json", run=RUNS, judge=JUDGES),
+    *expand("results/{run}/gguf_preferences.json", run=RUNS),
     *expand("results/{run}/{what}", run=RUNS, what=["adapter", "training.jsonl", "merged", "smoke_test.json"]),
     *expand("results/{run}/gguf/{what}", run=RUNS, what=["model-f16.gguf", "model-q4_k_m.gguf", "Modelfile"]),
 ]
@@ -16,7 +21,7 @@ rule summarize:
     input:
         code("summarize"),
         RESULTS,
-        prompts=config["data"]["prompts"],
+        **{name: DATA[name] for name in TEST_SETS},
         benchmarks=[
             "benchmarks/fetch_model/base.tsv",
             "benchmarks/audit_dataset/data.tsv",
@@ -24,11 +29,15 @@ rule summarize:
             *expand("benchmarks/build_dataset/{set}.tsv", set=SETS),
             *expand("benchmarks/train_dpo/{run}.tsv", run=RUNS),
             *expand(
-                "benchmarks/{rule}/{variant}.tsv", rule=["generate_responses", "score_responses"], variant=VARIANTS
+                "benchmarks/{rule}/{variant}.tsv",
+                rule=["generate_responses", "score_responses", "score_preferences"],
+                variant=VARIANTS,
             ),
+            *expand("benchmarks/check_judge/{judge}.tsv", judge=JUDGES),
+            *expand("benchmarks/judge_responses/{run}.{judge}.tsv", run=RUNS, judge=JUDGES),
             *expand(
                 "benchmarks/{rule}/{run}.tsv",
-                rule=["merge_adapter", "convert_to_gguf", "quantize_gguf", "smoke_test_gguf"],
+                rule=["merge_adapter", "convert_to_gguf", "quantize_gguf", "smoke_test_gguf", "score_gguf"],
                 run=RUNS,
             ),
         ],
@@ -43,7 +52,8 @@ rule summarize:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/summarize.py --results results --benchmarks {input.benchmarks:q} --prompts {input.prompts:q} \
+        python scripts/summarize.py --results results --benchmarks {input.benchmarks:q} \
+            --prompts {input.prompts:q} --instructions {input.instructions:q} --adversarial {input.adversarial:q} \
             --config {params.config:q} --summary {output:q}
         """
 

@@ -1,6 +1,7 @@
 """Put the audits of all sets together, look for leaks into the test prompts, and stop where too much is wrong.
 
-    python scripts/audit_dataset.py --data results/data --prompts data/prompts.jsonl --model results/base/model \
+    python scripts/audit_dataset.py --data results/data --prompts data/prompts.jsonl \
+        --instructions data/instructions.jsonl --adversarial data/adversarial.jsonl --model results/base/model \
         --settings '{"max_prompt_length": 256, "near_duplicate": 0.8, "max_length_auc": 1.0,
         "tolerance": {"other": 0, "low_confidence": 1, "truncated": 1}}' \
         --audit results/data/audit.json --rejected results/data/rejected.jsonl
@@ -20,7 +21,7 @@ from dpo.artifacts import read_json, staged_file, write_json
 from dpo.audit import describe_heldout_bias, describe_training_bias
 from dpo.cli import UserError
 from dpo.pairs import find_leaks, prompt_text
-from dpo.prompts import read_prompts
+from dpo.prompts import TEST_SETS, read_test_sets
 from dpo.tokenisation import Tokenisation
 
 SETS = ("train", "heldout")
@@ -72,7 +73,8 @@ def check_prompts(prompts: list[dict], tokenisation: Tokenisation, limit: int, p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets that build_dataset wrote")
-    parser.add_argument("--prompts", type=Path, required=True, help="test prompts (JSON Lines)")
+    for name in TEST_SETS:
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"test set: {name} (JSON Lines)")
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder whose tokenizer counts")
     parser.add_argument("--settings", type=json.loads, required=True, help="limits and tolerances, as JSON")
     parser.add_argument("--audit", type=Path, required=True, help="JSON file of counts to write")
@@ -82,7 +84,8 @@ def main() -> None:
 
     counts = {name: read_json(arguments.data / f"{name}.audit.json") for name in SETS}
     problems = [problem for name in SETS for problem in find_intolerable(counts[name], name, settings)]
-    prompts = read_prompts(arguments.prompts, problems)
+    sets = read_test_sets({name: getattr(arguments, name) for name in TEST_SETS}, problems)
+    prompts = [row for rows in sets.values() for row in rows]
     tokenisation = Tokenisation(chat.load_tokenizer(arguments.model), settings)
     check_prompts(prompts, tokenisation, settings["max_prompt_length"], problems)
     texts = [prompt_text(chat.conversation(row["prompt"])) for row in prompts]
@@ -113,7 +116,11 @@ def main() -> None:
     bias["heldout"]["sentence"] = describe_heldout_bias(
         bias["heldout"]["auc"], bias["heldout"]["chosen_longer"], bias["heldout"]["equal"]
     )
-    counts["prompts"] = {"prompts": len(prompts), "topics": dict(sorted(topics.items()))}
+    counts["prompts"] = {
+        "prompts": len(prompts),
+        "sets": {name: len(rows) for name, rows in sets.items()},
+        "topics": dict(sorted(topics.items())),
+    }
     rows = sum(counts[name]["rows"] for name in SETS)
     rejected_rows = sum(counts[name]["rejected"] for name in SETS)
     counts["accounting"] = {

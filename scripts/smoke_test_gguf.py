@@ -11,16 +11,13 @@ the notebook's prompts are readable text without control tokens, at least one of
 
 import argparse
 import json
-import multiprocessing
 import struct
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from dpo import chat, cli, rubric
 from dpo.artifacts import read_json, sha256_of, staged_file, write_json
 from dpo.cli import UserError
-from dpo.gguf_chat import inspect_and_answer
+from dpo.gguf_chat import inspect_and_answer, run_in_child
 from dpo.modelfile import write_modelfile
 from dpo.prompts import notebook_prompts, read_prompts
 
@@ -71,17 +68,6 @@ def unreadable(text: str, special_tokens: list[str]) -> str | None:
     return None
 
 
-def run_in_child(*arguments) -> dict:
-    """Run `inspect_and_answer` in a process of its own; a crash there becomes a `UserError`."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(inspect_and_answer, *arguments).result()
-        except BrokenProcessPool:
-            raise UserError(f"llama.cpp crashed on {arguments[0]}") from None
-        except ValueError as error:
-            raise UserError(f"llama.cpp cannot load {arguments[0]}: {error}") from None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True, help="quantised GGUF to test")
@@ -98,7 +84,11 @@ def main() -> None:
     texts = [row["prompt"] for row in prompts]
     tokenizer = chat.load_tokenizer(arguments.merged)
     found = run_in_child(
-        arguments.gguf, texts, [row["prompt"] for row in questions], arguments.settings["max_new_tokens"]
+        inspect_and_answer,
+        arguments.gguf,
+        texts,
+        [row["prompt"] for row in questions],
+        arguments.settings["max_new_tokens"],
     )
 
     faults = wrong_metadata(

@@ -1,10 +1,11 @@
 """Gather what every stage measured into one machine-readable summary: all the numbers that the report shows.
 
     python scripts/summarize.py --results results --benchmarks benchmarks/*/*.tsv --prompts data/prompts.jsonl \
+        --instructions data/instructions.jsonl --adversarial data/adversarial.jsonl \
         --config '{…}' --summary results/summary.json
 
 The config is the resolved one, as JSON; its `runs` name the folders to read. Nothing is measured here but file sizes,
-SHA-256s and the paired differences between the base model and each run.
+SHA-256s and the paired differences between the base model and each run, from which the verdict follows.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from dpo import cli, rubric, statistics
+from dpo import cli, comparison, preferences, rubric, statistics, training_health, verdict
 from dpo.artifacts import read_json, read_jsonl, sha256_of, write_json
-from dpo.prompts import notebook_prompts, read_prompts
+from dpo.prompts import TEST_SETS, notebook_prompts, read_test_sets
 
 PACKAGES = (
     "snakemake", "unsloth", "unsloth_zoo", "trl", "transformers", "datasets", "peft", "bitsandbytes", "torch",
@@ -90,56 +91,83 @@ def summarize_sizes(folder: Path) -> dict:
     }
 
 
-def compare_metrics(base: dict, run: dict) -> dict:
-    """Return, per metric and for their mean (`all`), the run's mean difference from the base over the prompts."""
-    answers = list(zip(base["answers"], run["answers"], strict=True))
-    differences = {
-        name: [ours["metrics"][name] - theirs["metrics"][name] for theirs, ours in answers] for name in rubric.METRICS
+def rows_of(rows: list[dict], name: str) -> list[dict]:
+    """Return the rows of one test set."""
+    return [row for row in rows if row["set"] == name]
+
+
+def without(values: dict, *keys: str) -> dict:
+    """Return a dict without some of its keys."""
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def summarize_variant(scores: dict, preferred: dict, generations: list[dict]) -> dict:
+    """Return what was measured of one variant, without the single prompts and pairs."""
+    degeneration = [row["degeneration"] for row in scores["answers"]]
+    shares = {
+        name: statistics.proportion(sum(found[name] for found in degeneration), len(degeneration))
+        for name in ("ended", "empty", "loops")
     }
-    differences["all"] = [sum(values) / len(rubric.METRICS) for values in zip(*differences.values(), strict=True)]
-    return {name: statistics.mean(values) for name, values in differences.items()}
+    words = {row["id"]: row["degeneration"]["words"] for row in scores["answers"]}
+    lengths = {
+        name: {
+            "words": statistics.mean([words[row["id"]] for row in rows_of(generations, name)]),
+            "tokens": statistics.mean([row["tokens"] for row in rows_of(generations, name)]),
+        }
+        for name in TEST_SETS
+    }
+    return {
+        **{key: scores[key] for key in ("metrics", "instructions", "adversarial")},
+        "degeneration": shares | {"distinct_2": statistics.mean([found["distinct_2"] for found in degeneration])},
+        "lengths": lengths,
+        **{name: without(preferred[name], "pairs") for name in ("heldout", "train")},
+        "neutral": without(preferred["neutral"], "texts"),
+    }
 
 
-def side_by_side(prompts: list[dict], variants: list[str], results: Path, scores: dict) -> list[dict]:
-    """Return each test prompt with every variant's answer and its scores."""
-    shown = {row["id"] for row in notebook_prompts(prompts)}
-    rows = [
-        {key: prompt[key] for key in ("id", "topic", "prompt")} | {"notebook": prompt["id"] in shown, "answers": {}}
-        for prompt in prompts
-    ]
-    for variant in variants:
-        generations = read_jsonl(results / variant / "generations.jsonl")
-        for row, answer, score in zip(rows, generations, scores[variant]["answers"], strict=True):
-            row["answers"][variant] = {key: answer[key] for key in ("text", "tokens", "ended")} | {
-                key: score[key] for key in ("metrics", "points", "expectations")
-            }
-    return rows
-
-
-def word_verdict(run: str, differences: dict, heldout: dict, smoke_test: dict) -> dict:
-    """Return a run's verdict: `outcome` (better, worse or no clear difference) and a sentence with the figures."""
-    change = differences["all"]
-    outcome = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear difference"
-    reward = heldout["accuracy_implicit_reward"]
-    ranking = (
-        "better than chance" if reward["low"] > 0.5 else "worse than chance" if reward["high"] < 0.5 else
-        "not distinguishable from chance"
-    )  # fmt: skip
-    checks = [check["passed"] for answer in smoke_test["answers"] for check in answer["expectations"]]
-    opening = {
-        "better": f"{run} scores better than the base model",
-        "worse": f"{run} scores worse than the base model",
-        "no clear difference": f"{run} shows no clear difference from the base model",
-    }[outcome]
-    sentence = (
-        f"{opening} on the rubric over {change['n']} test prompts: {round(change['value'], 2) + 0.0:+.2f} points of 10 "
-        f"(95% interval {change['low']:+.2f} to {change['high']:+.2f}). On {reward['n']} held-out pairs its implicit "
-        f"reward prefers the better answer in {reward['value']:.0%} ({reward['low']:.0%} to {reward['high']:.0%}), "
-        f"{ranking}. "
-        f"The q4_k_m file that ships meets {sum(checks)} of {len(checks)} expectations of the notebook's prompts at "
-        f"{smoke_test['tokens_per_second']:.0f} tokens a second."
+def compare_metrics(base: dict, run: dict) -> dict:
+    """Return, per metric and for their mean (`all`), the run's paired difference from the base over the prompts."""
+    before, after = (
+        {name: [row["metrics"][name] for row in rows_of(scores["answers"], "prompts")] for name in rubric.METRICS}
+        for scores in (base, run)
     )
-    return {"outcome": outcome, "sentence": sentence}
+    for values in (before, after):
+        values["all"] = [sum(row) / len(rubric.METRICS) for row in zip(*values.values(), strict=True)]
+    return {name: statistics.paired(before[name], after[name]) for name in before}
+
+
+def compare_preferences(base: dict, run: dict) -> dict:
+    """Return the paired change of accuracy on the held-out pairs: McNemar's test of how many the run gets right."""
+    return {
+        name: statistics.paired(*([float(value > 0) for value in margins(pairs)] for pairs in (base, run)))
+        for name, margins in (("total", preferences.margins), ("per_token", preferences.margins_per_token))
+    }
+
+
+def compare_lengths(base: list[dict], run: list[dict]) -> dict[str, float]:
+    """Return by prompt how many characters longer the run's answer is than the base's."""
+    return {
+        ours["id"]: len(ours["text"]) - len(theirs["text"])
+        for theirs, ours in zip(rows_of(base, "prompts"), rows_of(run, "prompts"), strict=True)
+    }
+
+
+def side_by_side(name: str, rows: list[dict], generations: dict, scores: dict, judgements: dict) -> list[dict]:
+    """Return each prompt of a test set with every variant's answer, what it earned, and what the judges said of it."""
+    marked = {row["id"] for row in notebook_prompts(rows)} if name == "prompts" else set()
+    shown = []
+    for row in rows:
+        answers = {}
+        for variant in generations:
+            answer, score = generations[variant][row["id"]], scores[variant][row["id"]]
+            answers[variant] = {key: answer[key] for key in ("text", "tokens", "ended")} | without(score, "id", "set")
+        judged = {
+            run: {judge: found[row["id"]] for judge, found in judges.items() if row["id"] in found}
+            for run, judges in judgements.items()
+        }
+        kept = {key: row[key] for key in ("id", "topic", "prompt")}
+        shown.append(kept | {"notebook": row["id"] in marked, "answers": answers, "judgements": judged})
+    return shown
 
 
 def read_stages(benchmarks: list[Path]) -> list[dict]:
@@ -197,42 +225,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True, help="folder with the results of every stage")
     parser.add_argument("--benchmarks", type=Path, nargs="+", required=True, help="Snakemake's benchmark files")
-    parser.add_argument("--prompts", type=Path, required=True, help="test prompts (JSON Lines)")
+    for name in TEST_SETS:
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"test set: {name} (JSON Lines)")
     parser.add_argument("--config", type=json.loads, required=True, help="the resolved config, as JSON")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
 
     results, runs = arguments.results, list(arguments.config["runs"])
-    variants = ["base", *runs]
-    prompts = read_prompts(arguments.prompts, [])
+    variants, judges = ["base", *runs], ["rubric", *arguments.config["evaluation"]["judges"]]
+    sets = read_test_sets({name: getattr(arguments, name) for name in TEST_SETS}, [])
+    generations = {variant: read_jsonl(results / variant / "generations.jsonl") for variant in variants}
     scores = {variant: read_json(results / variant / "scores.json") for variant in variants}
+    preferred = {variant: read_json(results / variant / "preferences.json") for variant in variants}
+    checked = {judge: read_json(results / "judges" / f"{judge}.json") for judge in judges}
     summary = {"verdicts": {}, "notebook": NOTEBOOK, "data": read_json(results / "data" / "audit.json")}
     summary["model"] = read_json(results / "base" / "manifest.json")
+    summary["judges"] = {judge: without(check, "pairs", "settings") for judge, check in checked.items()}
     summary["variants"] = {
-        variant: {
-            "metrics": scores[variant]["metrics"],
-            "heldout": {key: value for key, value in scores[variant]["heldout"].items() if key != "pairs"},
-        }
-        for variant in variants
+        variant: summarize_variant(scores[variant], preferred[variant], generations[variant]) for variant in variants
     }
-    summary["runs"] = {}
+    summary["runs"], judgements = {}, {}
     for run in runs:
-        smoke_test = read_json(results / run / "smoke_test.json")
-        differences = compare_metrics(scores["base"], scores[run])
-        summary["verdicts"][run] = word_verdict(run, differences, scores[run]["heldout"], smoke_test)
+        judged = {judge: read_json(results / run / "judgements" / f"{judge}.json") for judge in judges}
+        judgements[run] = {judge: {row["id"]: row for row in found["comparisons"]} for judge, found in judged.items()}
+        lengths = compare_lengths(generations["base"], generations[run])
+        by_judge = {judge: comparison.compare_by_judge(checked[judge], judged[judge], lengths) for judge in judges}
+        checks = comparison.compare_checks(
+            scores["base"], scores[run], preferred["base"]["neutral"]["texts"], preferred[run]["neutral"]["texts"]
+        )
+        same = sum(
+            ours["text"] == theirs["text"] for theirs, ours in zip(generations["base"], generations[run], strict=True)
+        )
+        summary["verdicts"][run] = verdict.decide(run, by_judge, checks, same, len(generations[run]))
+        training = summarize_training(results, run)
         summary["runs"][run] = {
             "settings": arguments.config["training"] | arguments.config["runs"][run],
-            "training": summarize_training(results, run),
+            "training": training,
+            "training_health": training_health.find(
+                training["steps"],
+                preferred[run]["train"]["accuracy_implicit_reward"],
+                preferred[run]["heldout"]["accuracy_implicit_reward"],
+            ),
             "sizes_in_bytes": summarize_sizes(results / run),
-            "difference_from_base": differences,
-            "smoke_test": smoke_test,
+            "difference_from_base": compare_metrics(scores["base"], scores[run]),
+            "judges": by_judge,
+            "checks": checks,
+            "heldout_change": compare_preferences(
+                preferred["base"]["heldout"]["pairs"], preferred[run]["heldout"]["pairs"]
+            ),
+            "characters_longer": statistics.mean(list(lengths.values())) | statistics.sign_test(list(lengths.values())),
+            "same_answers": {"n": len(generations[run]), "same": same},
+            "smoke_test": read_json(results / run / "smoke_test.json"),
+            "shipped": without(read_json(results / run / "gguf_preferences.json")["heldout"], "pairs"),
         }
-    summary["prompts"] = side_by_side(prompts, variants, results, scores)
+    by_id = {
+        name: {variant: {row["id"]: row for row in rows} for variant, rows in found.items()}
+        for name, found in (
+            ("generations", generations),
+            ("scores", {variant: found["answers"] for variant, found in scores.items()}),
+        )
+    }
+    for name, rows in sets.items():
+        summary[name] = side_by_side(name, rows, by_id["generations"], by_id["scores"], judgements)
     summary["stages"] = read_stages(arguments.benchmarks)
     summary["provenance"] = provenance(results, runs, arguments.config)
     write_json(arguments.summary, summary)
-    for verdict in summary["verdicts"].values():
-        print(verdict["sentence"])
+    for run, found in summary["verdicts"].items():
+        print(found["sentence"])
+        for reason in found["reasons"]:
+            print(f"- {reason}")
+        for finding in summary["runs"][run]["training_health"]:
+            print(f"- training: {finding['name']}: {finding['what']}. {finding['advice']}")
 
 
 if __name__ == "__main__":

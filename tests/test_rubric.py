@@ -96,8 +96,3 @@ def test_half_of_what_is_expected_earns_half():
 
 def test_an_empty_answer_is_scored():
     assert rubric.score(PROMPT, "", ended=True)["metrics"]["helpfulness"] == 0
-
-
-@pytest.mark.parametrize(("words", "share"), [("a b c d", 1.0), ("a b c a b c a b c", 3 / 7), ("a b", 1.0)])
-def test_distinct_trigrams(words, share):
-    assert rubric.distinct_trigrams(words.split()) == pytest.approx(share)

