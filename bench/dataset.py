@@ -125,7 +125,10 @@ def measure(rows: int, model: Path, folder: Path) -> float:
         print(f"  build_dataset ({side}): {seconds:.1f} s, {peak / 1e9:.2f} GB")
         total, peaks = total + seconds, [*peaks, peak]
     seconds, peak = run(
-        "scripts/audit_dataset.py", "--data", folder, "--prompts", PROJECT / "data/prompts.jsonl", "--model", model,
+        "scripts/audit_dataset.py", "--data", folder, "--model", model, *(
+            part for name in ("prompts", "instructions", "adversarial")
+            for part in (f"--{name}", PROJECT / f"data/{name}.jsonl")
+        ),
         "--settings", json.dumps(settings), "--audit", folder / "audit.json", "--rejected", folder / "rejected.jsonl",
     )  # fmt: skip
     print(f"  audit_dataset: {seconds:.1f} s, {peak / 1e9:.2f} GB")

@@ -95,12 +95,13 @@ rule check_judge:
     threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
     params:
         journal="results/judges/{judge}.journal.jsonl",
+        max_pairs=config["evaluation"]["max_pairs"],
         settings=lambda wildcards: as_setting(JUDGES[wildcards.judge]),
     shell:
         """
         exec &> >(tee {log:q})
         python scripts/check_judge.py --settings {params.settings:q} --pairs {input.pairs:q} \
-            --journal {params.journal:q} --check {output:q}
+            --max-pairs {params.max_pairs} --journal {params.journal:q} --check {output:q}
         """
 
 

@@ -1,7 +1,7 @@
 """Check a judge on held-out pairs, where it is known which answer is better, before it is believed.
 
     python scripts/check_judge.py --settings '{"gguf": "judge.gguf"}' --pairs results/data/heldout.jsonl \
-        --journal results/judges/mine.journal.jsonl --check results/judges/mine.json
+        --max-pairs 500 --journal results/judges/mine.journal.jsonl --check results/judges/mine.json
 
 The settings are those of a judge under `evaluation.judges` in config.yaml, or `{}` for the rubric (see `dpo/judge.py`).
 A judge is believed if it prefers the better answer in more than half of the pairs (ties count half) and a sign test
@@ -17,6 +17,7 @@ from pathlib import Path
 from dpo import cli, judge
 from dpo.artifacts import read_jsonl, write_json
 from dpo.cli import UserError
+from dpo.preferences import choose_pairs
 
 SIGNIFICANT = 0.05
 
@@ -116,10 +117,11 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, required=True, help="settings of the judge, as JSON")
     parser.add_argument("--pairs", type=Path, required=True, help="held-out set that build_dataset wrote")
     parser.add_argument("--journal", type=Path, required=True, help="JSON Lines file that keeps a model's answers")
+    parser.add_argument("--max-pairs", type=int, required=True, help="most pairs to ask about, evenly spread")
     parser.add_argument("--check", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
 
-    pairs = [pair_to_compare(row) for row in read_jsonl(arguments.pairs)]
+    pairs = [pair_to_compare(row) for row in choose_pairs(read_jsonl(arguments.pairs), arguments.max_pairs)]
     if not pairs:
         raise UserError(f"{arguments.pairs} has no pairs, so no judge can be checked; hold some out under `data:`")
     rows = judge.compare(arguments.settings, pairs, arguments.journal, names=("rejected", "chosen"))

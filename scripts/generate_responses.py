@@ -2,7 +2,7 @@
 
     python scripts/generate_responses.py --model results/base/model --adapter results/dpo/adapter \
         --prompts data/prompts.jsonl --instructions data/instructions.jsonl --adversarial data/adversarial.jsonl \
-        --settings '{"max_new_tokens": {"prompts": 256, "instructions": 64, "adversarial": 64}, "batch_size": 48}' \
+        --settings '{"max_new_tokens": {"prompts": 192, "instructions": 48, "adversarial": 48}, "batch_size": 48}' \
         --generations results/dpo/generations.jsonl
 
 Decoding is greedy. Each row of the output has the prompt's id, `set`, topic and text, the answer (`text`), its length

@@ -10,12 +10,23 @@ import traceback
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from dpo import cli, svg
 from dpo.artifacts import staged_file
 from dpo.cli import UserError
 
-MAY_BE_NULL = {"peak_memory_mb", "git_commit"}
+MAY_BE_NULL = {
+    "peak_memory_mb", "git_commit", "position", "first", "consistent", "longer",
+    "when_longer_is_better", "when_shorter_is_better", "length_controlled", "better",
+}  # fmt: skip
+
+NEUTRAL = "log-likelihood of neutral text"  # the one check that is in nats; all others are shares
+PREFERENCES = {
+    "accuracy_total": "By total log-probability",
+    "accuracy_per_token": "By log-probability a token",
+    "accuracy_implicit_reward": "By implicit reward",
+}
 
 
 def duration(seconds: float) -> str:
@@ -44,11 +55,6 @@ def memory(mebibytes: float) -> str:
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
 
 
-def signed(value: float) -> str:
-    """Return a difference with its sign, a true minus, to two decimals."""
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0 turns a rounded -0.0 into 0.0
-
-
 def interval(estimate: dict) -> str:
     """Return an estimate with its interval: 0.62 (0.47 to 0.75)."""
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
@@ -56,7 +62,44 @@ def interval(estimate: dict) -> str:
 
 def signed_interval(estimate: dict) -> str:
     """Return a difference with its interval: +0.52 (−0.10 to +1.14)."""
-    return f"{signed(estimate['value'])} ({signed(estimate['low'])} to {signed(estimate['high'])})"
+    return spell_interval(estimate, 1, 2)
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, to one decimal."""
+    return f"{100 * share:.1f}%"
+
+
+def percent_interval(estimate: dict) -> str:
+    """Return a share with its interval in whole per cent: 41% (27% to 57%)."""
+    return f"{estimate['value']:.0%} ({estimate['low']:.0%} to {estimate['high']:.0%})"
+
+
+def points_interval(estimate: dict) -> str:
+    """Return a difference of shares with its interval in percentage points: −8.3 (−22.2 to −2.8)."""
+    return spell_interval(estimate, 100, 1)
+
+
+def nats_interval(estimate: dict) -> str:
+    """Return a difference with its interval to three decimals: +0.043 (+0.037 to +0.048)."""
+    return spell_interval(estimate, 1, 3)
+
+
+def signed(value: float, decimals: int) -> str:
+    """Return a difference with its sign, a true minus; a zero has none."""
+    rounded = round(value, decimals) + 0.0  # + 0.0 turns a rounded -0.0 into 0.0
+    return f"{rounded:{'+' if rounded else ''}.{decimals}f}".replace("-", "−")
+
+
+def spell_interval(estimate: dict, factor: float, decimals: int) -> str:
+    """Return a difference times a factor with its interval, all signed."""
+    value, low, high = (signed(factor * estimate[key], decimals) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value to two digits, and none that is too small to tell apart."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def pretty_json(value: dict) -> str:
@@ -69,15 +112,95 @@ def curves(runs: dict, key: str) -> dict[str, list[tuple[float, float]]]:
     return {name: [(row["step"], row[key]) for row in run["training"]["steps"]] for name, run in runs.items()}
 
 
-def heldout_intervals(variants: dict) -> dict[str, dict[str, dict]]:
-    """Return the accuracies on the held-out pairs by how an answer is preferred; the base has no implicit reward."""
-    shown = {"Base model" if name == "base" else name: variant["heldout"] for name, variant in variants.items()}
-    return {
-        "By log-probability a token": {name: heldout["accuracy_per_token"] for name, heldout in shown.items()},
-        "By DPO’s implicit reward": {
-            name: heldout["accuracy_implicit_reward"] for name, heldout in shown.items() if name in variants
-        },
+def compared(name: str, judge: dict) -> bool:
+    """Tell whether a judge compared the answers: a model that did not pass its check is not asked."""
+    return name == "rubric" or judge["believed"]
+
+
+def changes(run: dict) -> list[dict]:
+    """Return how a run differs from its base: each judge's win rate (an even one is no difference), then each check.
+
+    Each is `{"name", "left_out", "nats", "figures", "interval"}`; those with an interval also have `base`, `run` and
+    `p`. A judge that was not asked has none.
+    """
+    rows = []
+    for name, judge in run["judges"].items():
+        row = {"name": f"{name}: win rate", "left_out": not judge["believed"], "nats": False, "interval": None}
+        if row["left_out"]:
+            row["name"] += " (left out)"
+        if compared(name, judge):
+            rate = judge["win_rate"]
+            row |= {"base": 0.5, "run": rate["value"], "p": rate["p"]}
+            row["interval"] = {key: rate[key] - 0.5 for key in ("value", "low", "high")}
+        rows.append(row)
+    for name, check in run["checks"].items():
+        row = {"name": name[0].upper() + name[1:], "left_out": False, "nats": name == NEUTRAL}
+        row |= {key: check[key] for key in ("base", "run", "p")}
+        rows.append(row | {"interval": {key: check[key] for key in ("value", "low", "high")}})
+    for row in rows:
+        if row["interval"] is None:
+            row["figures"] = "not asked"
+        else:
+            row["figures"] = nats_interval(row["interval"]) if row["nats"] else points_interval(row["interval"])
+    return rows
+
+
+def change_plot(name: str, runs: dict) -> Markup:
+    """Draw a run's changes, on axes that are the same for all runs."""
+    found = {run: changes(measured) for run, measured in runs.items()}
+    sections = []
+    for nats, factor, unit in ((False, 100, "percentage points"), (True, 1, "nats a token")):
+        drawn = [row["interval"] for rows in found.values() for row in rows if row["nats"] == nats and row["interval"]]
+        limit = factor * max(max(abs(row["low"]), abs(row["high"])) for row in drawn)
+        limit = max(limit, 0.05 * factor)  # so that small differences look small
+        rows = [
+            row
+            | {
+                "series": svg.series_class(name, list(runs)),
+                "interval": row["interval"] and {key: factor * value for key, value in row["interval"].items()},
+            }
+            for row in found[name]
+            if row["nats"] == nats
+        ]
+        sections.append(
+            {
+                "groups": {"": rows},
+                "limits": (-limit, limit),
+                "reference": (0, "no difference"),
+                "ends": ("← base better", "run better →"),
+                "unit": unit,
+            }
+        )
+    return svg.interval_plot(sections, f"{name}: difference from the base model")
+
+
+def preference_plot(variants: dict, names: list[str]) -> Markup:
+    """Draw how often each variant prefers the better answer: dots on held-out pairs, rings on training pairs."""
+    groups = {
+        heading: [
+            {
+                "name": "Base model" if variant == "base" else variant,
+                "series": svg.series_class(variant, names),
+                "figures": ", ".join(
+                    f"{spoken} {measured[pairs][key]['value']:.2f}"
+                    for pairs, spoken in (("heldout", "held out"), ("train", "training"))
+                ),
+                "interval": measured["heldout"][key],
+                "ring": measured["train"][key],
+            }
+            for variant, measured in variants.items()
+            if variant in names or key != "accuracy_implicit_reward"
+        ]
+        for key, heading in PREFERENCES.items()
     }
+    section = {
+        "groups": groups,
+        "limits": (0, 1),
+        "reference": (0.5, "chance"),
+        "ends": ("", ""),
+        "unit": "share of pairs",
+    }
+    return svg.interval_plot([section], "Share of pairs with the better answer preferred")
 
 
 def without_nulls(pairs: dict) -> dict:
@@ -95,10 +218,14 @@ def render(summary: dict, template: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (duration, size, thousands, memory, interval, signed_interval, pretty_json):
+    wording = (
+        duration, size, thousands, memory, interval, signed_interval, percent, percent_interval,
+        spell_interval, p_value, pretty_json,
+    )  # fmt: skip
+    for function in wording:
         environment.filters[function.__name__] = function
-    drawing = (svg.line_chart, svg.histogram, svg.interval_plot, svg.interval_mark, svg.swatch, svg.series_class)
-    for function in (*drawing, curves, heldout_intervals):
+    drawing = (svg.line_chart, svg.histogram, svg.reliability_plot, svg.interval_mark, svg.swatch, svg.series_class)
+    for function in (*drawing, curves, compared, changes, change_plot, preference_plot):
         environment.globals[function.__name__] = function
     return environment.get_template(template.name).render(summary)
 

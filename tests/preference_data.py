@@ -13,6 +13,7 @@ import audit_dataset
 import build_dataset
 from dpo.artifacts import read_json, read_jsonl
 from dpo.audit import REASONS
+from workflow import PROJECT
 
 LIMITS = {
     "max_length": 512,
@@ -111,6 +112,7 @@ def assert_accounted(built: Built) -> None:
 def audit(folder: Path, model: Path, prompts: Path, **settings) -> dict:
     """Run `audit_dataset` on the sets that `build` wrote into `folder`, and return what it wrote."""
     options = {"--data": folder, "--prompts": prompts, "--model": model}
+    options |= {f"--{name}": PROJECT / f"data/{name}.jsonl" for name in ("instructions", "adversarial")}
     options |= {"--settings": json.dumps(LIMITS | TOLERANT | settings)}
     run(audit_dataset, options | {"--audit": folder / "audit.json", "--rejected": folder / "rejected.jsonl"})
     return read_json(folder / "audit.json")

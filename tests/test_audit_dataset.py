@@ -141,13 +141,14 @@ def test_the_shipped_data_passes_and_is_accounted_for(small_model, tmp_path, cap
     folder = build_both(tmp_path, small_model, train, heldout)
     counts = audit(folder, small_model, PROJECT / "data/prompts.jsonl", **STRICT)
     assert counts["accounting"] == {"rows": 60, "train": 20, "heldout": 40, "rejected": 0}
-    assert counts["prompts"]["prompts"] == sum(counts["prompts"]["topics"].values()) == 35
+    assert counts["prompts"]["prompts"] == sum(counts["prompts"]["topics"].values()) == 119
+    assert counts["prompts"]["sets"] == {"prompts": 35, "instructions": 48, "adversarial": 36}
     # What the report and the README say of this data: in training the better answer is always the longer one.
     assert counts["train"]["length_bias"]["chosen_longer"] == 1
     assert counts["train"]["length_bias"]["auc"] == 1
     assert 0.4 <= counts["heldout"]["length_bias"]["chosen_longer"] <= 0.6
     output = capsys.readouterr().out
-    assert "60 rows = 20 training pairs + 40 held-out pairs + 0 rejected; 35 test prompts" in output
+    assert "60 rows = 20 training pairs + 40 held-out pairs + 0 rejected; 119 test prompts" in output
     sentences = {name: counts[name]["length_bias"]["sentence"] for name in ("train", "heldout")}
     assert sentences["train"] == describe_training_bias(1, 1)
     assert "is right in 5" in sentences["heldout"]

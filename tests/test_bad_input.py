@@ -41,6 +41,15 @@ CONFIG_MISTAKES = {
     "source without revision": ({"data": {"train": {"repo": "a/b"}}}, "data.train: a source has either path, or repo"),
     "share of one": ({"data": {"heldout": 1.0}}, "data.heldout: 1.0 is greater than or equal to the maximum of 1"),
     "unknown reason": ({"data": {"tolerance": {"other": 0, "dup": 1}}}, "data.tolerance: unknown key dup; allowed"),
+    "judge without model": (
+        {"evaluation": {"max_pairs": 9, "judges": {"a": {"base_url": "http://h/v1"}}}},
+        "evaluation.judges.a: a judge has either gguf, or base_url with model",
+    ),
+    "key in the config": (
+        {"evaluation": {"max_pairs": 9, "judges": {"a": {"base_url": "http://h/v1", "model": "m", "api_key": "x"}}}},
+        "evaluation.judges.a: unknown key api_key; allowed are gguf, base_url, model, api_key_env",
+    ),
+    "judge called rubric": ({"evaluation": {"max_pairs": 9, "judges": {"rubric": {}}}}, "evaluation.judges: 'rubric'"),
     "unknown section": ({"trainning": {}}, "top level: unknown key trainning"),
 }
 

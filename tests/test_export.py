@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from dpo import chat
+from dpo import chat, gguf_chat, preferences
+from dpo.artifacts import read_jsonl, write_json, write_jsonl
 from dpo.cli import UserError
 from dpo.modelfile import turn_parts, write_modelfile
-from dpo.models import load_model
+from dpo.models import completion_logps, load_model
 from small_model import make_small_model
 from workflow import PROJECT
 
@@ -219,3 +220,32 @@ def test_a_template_that_go_cannot_say_is_refused(small_model):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }} {% endfor %}"
     with pytest.raises(UserError, match="cannot be written as an Ollama Modelfile"):
         write_modelfile(tokenizer, "model.gguf", ["Hello"])
+
+
+def test_llama_cpp_gives_the_file_the_log_probabilities_of_the_merged_model(small_model, exported, tmp_path):
+    """The f16 file against transformers, on held-out pairs; then what score_gguf makes of the q4_k_m file."""
+    tokenizer = chat.load_tokenizer(exported / "merged")
+    pairs = [
+        {"id": row["id"], "prompt": chat.conversation(row["prompt"])}
+        | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        for row in read_jsonl(PROJECT / "data/heldout.jsonl")[:4]
+    ]
+    sequences = preferences.encode_pairs(tokenizer, pairs)
+    merged = completion_logps(load_model(exported / "merged"), sequences)
+    found = gguf_chat.completion_logps(exported / "model-f16.gguf", sequences)
+    assert [tokens for _, tokens in found] == [logps.tokens for logps in merged]
+    assert [total for total, _ in found] == pytest.approx([logps.total for logps in merged], rel=1e-3)
+
+    write_jsonl(tmp_path / "heldout.jsonl", pairs)
+    base = preferences.pair_rows(pairs, completion_logps(load_model(small_model), sequences))
+    write_json(tmp_path / "base.json", {"heldout": {"pairs": base[:3]}})
+    result = run(
+        "score_gguf.py",
+        *("--gguf", exported / "model-q4_k_m.gguf", "--merged", exported / "merged"),
+        *("--heldout", tmp_path / "heldout.jsonl", "--reference", tmp_path / "base.json"),
+        *("--settings", json.dumps({"beta": 0.1, "max_pairs": 3}), "--preferences", tmp_path / "shipped.json"),
+    )
+    assert result.returncode == 0, result.stderr
+    shipped = json.loads((tmp_path / "shipped.json").read_text())["heldout"]
+    assert shipped["accuracy_per_token"]["n"] == 3
+    assert [row["id"] for row in shipped["pairs"]] == [pairs[place]["id"] for place in (0, 1, 2)]

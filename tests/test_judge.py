@@ -76,7 +76,7 @@ def program(tmp_path):
     def start(settings, pairs=PAIRS, **environment):
         write_jsonl(tmp_path / "pairs.jsonl", pairs)
         command = [sys.executable, "scripts/check_judge.py", "--settings", json.dumps(settings)]
-        command += ["--pairs", tmp_path / "pairs.jsonl", "--journal", tmp_path / "journal.jsonl"]
+        command += ["--pairs", tmp_path / "pairs.jsonl", "--max-pairs", "500", "--journal", tmp_path / "journal.jsonl"]
         command += ["--check", tmp_path / "check.json"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=PROJECT, env=os.environ | environment, **pipes)

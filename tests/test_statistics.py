@@ -46,7 +46,7 @@ def test_the_sign_test_is_mcnemars_exact_test():
 
 def test_paired_differences_need_pairs():
     assert statistics.paired([1, 2], [2, 4])["value"] == 1.5
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         statistics.paired([1, 2], [1])
 
 

@@ -9,8 +9,11 @@ import pytest
 
 from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakemake
 
-EVALUATE = {"generate_responses({0})", "score_responses({0})"}
-EXPORT = {"merge_adapter({0})", "convert_to_gguf({0})", "quantize_gguf({0})", "smoke_test_gguf({0})"}
+ANSWER = {"generate_responses({0})", "score_responses({0})"}
+PREFER = {"score_preferences({0})"}
+JUDGE = {"judge_responses({0}, rubric)"}
+SHIP = {"quantize_gguf({0})", "smoke_test_gguf({0})", "score_gguf({0})"}
+EXPORT = {"merge_adapter({0})", "convert_to_gguf({0})"} | SHIP
 REPORT = {"summarize", "render_report"}
 DATA = {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
 
@@ -22,7 +25,7 @@ def of(rules, variant):
 
 def after_training(run):
     """The jobs that follow when a run's adapter changes, training included."""
-    return {f"train_dpo({run})"} | of(EVALUATE, run) | of(EXPORT, run) | REPORT
+    return {f"train_dpo({run})"} | of(ANSWER | PREFER | JUDGE | EXPORT, run) | REPORT
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def finished(small_model, tmp_path_factory):
     assert jobs(result.stdout) == {
         "fetch_model",
         *DATA,
-        *of(EVALUATE, "base"),
+        *of(ANSWER | PREFER, "base"),
+        "check_judge(rubric)",
         *after_training("dpo"),
     }
     return folder
@@ -57,6 +61,14 @@ def change_beta(project):
 
 def change_test_prompt(project):
     edit_rows(project / "data/prompts.jsonl", lambda rows: rows[3].update(prompt="How do I say no to a friend?"))
+
+
+def change_instruction(project):
+    edit_rows(project / "data/instructions.jsonl", lambda rows: rows[0].update(prompt="Describe mist in 15 words."))
+
+
+def change_neutral_text(project):
+    edit_rows(project / "data/neutral.jsonl", lambda rows: rows[0].update(text="The road ends at the old mill."))
 
 
 def change_training_pair(project):
@@ -85,6 +97,10 @@ def split_off_heldout_pairs(project):
     edit_config(project, "data", heldout=0.5)
 
 
+def add_judge(project):
+    edit_config(project, "evaluation", judges={"mine": {"base_url": "http://localhost:1/v1", "model": "none"}})
+
+
 def add_run(project):
     edit_config(project, "runs", gentle={"beta": 0.05})
 
@@ -106,24 +122,41 @@ def delete_result(project):
 CHANGES = {
     change_nothing: set(),
     change_beta: after_training("dpo"),
-    change_test_prompt: {"audit_dataset", *of(EVALUATE, "base"), *of(EVALUATE, "dpo"), "smoke_test_gguf(dpo)", *REPORT},
+    change_test_prompt: {
+        "audit_dataset",
+        *of(ANSWER, "base"),
+        *of(ANSWER | JUDGE, "dpo"),
+        "smoke_test_gguf(dpo)",
+        *REPORT,
+    },
+    change_instruction: {"audit_dataset", *of(ANSWER, "base"), *of(ANSWER | JUDGE, "dpo"), *REPORT},
+    change_neutral_text: {*of(PREFER, "base"), *of(PREFER | {"score_gguf({0})"}, "dpo"), *REPORT},
     # Held-out pairs are compared with the training pairs, so they are looked through and scored again too.
-    change_training_pair: DATA | {"score_responses(base)"} | after_training("dpo"),
+    change_training_pair: DATA | {"check_judge(rubric)"} | of(PREFER, "base") | after_training("dpo"),
     change_heldout_pair: {
         "audit_dataset",
         "build_dataset(heldout)",
-        "score_responses(base)",
-        "score_responses(dpo)",
+        "check_judge(rubric)",
+        *of(PREFER, "base"),
+        *of(PREFER | JUDGE | {"score_gguf({0})"}, "dpo"),
         *REPORT,
     },
     change_tolerance: {"audit_dataset", *REPORT},
-    split_off_heldout_pairs: DATA | {"score_responses(base)"} | after_training("dpo"),
+    split_off_heldout_pairs: DATA | {"check_judge(rubric)"} | of(PREFER, "base") | after_training("dpo"),
     change_template: {"render_report"},
-    change_shared_module: {"score_responses(base)", "score_responses(dpo)", "smoke_test_gguf(dpo)", *REPORT},
+    change_shared_module: {
+        "score_responses(base)",
+        "score_responses(dpo)",
+        "check_judge(rubric)",
+        "judge_responses(dpo, rubric)",
+        "smoke_test_gguf(dpo)",
+        *REPORT,
+    },
+    add_judge: {"check_judge(mine)", "judge_responses(dpo, mine)", *REPORT},
     add_run: after_training("gentle"),
     touch_files: set(),
     swap_numbers: after_training("dpo"),
-    delete_result: {"quantize_gguf(dpo)", "smoke_test_gguf(dpo)", *REPORT},
+    delete_result: of(SHIP, "dpo") | REPORT,
 }
 
 
@@ -168,9 +201,12 @@ def test_results_are_the_files_of_the_contract(finished):
             for name in ("train", "heldout")
             for what in ("jsonl", "rejected.jsonl", "prompts.npy", "audit.json")
         ),
-        *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json")),
+        *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json", "preferences.json")),
+        "judges/rubric.json",
+        "dpo/judgements/rubric.json",
         *(f"base/model/{name}" for name in model),
-        *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "smoke_test.json")),
+        *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "preferences.json")),
+        *(f"dpo/{name}" for name in ("smoke_test.json", "gguf_preferences.json")),
         *(f"dpo/adapter/{name}" for name in adapter),
         *(f"dpo/merged/{name}" for name in model),
         *(f"dpo/gguf/{name}" for name in ("model-f16.gguf", "model-q4_k_m.gguf", "Modelfile")),

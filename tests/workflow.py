@@ -11,7 +11,14 @@ import yaml
 
 PROJECT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "data", "envs", "profiles", "report", "rules", "schemas", "scripts")
-ROWS = {"preferences.jsonl": 4, "heldout.jsonl": 4, "prompts.jsonl": 4}
+ROWS = {
+    "preferences.jsonl": 4,
+    "heldout.jsonl": 4,
+    "prompts.jsonl": 4,
+    "instructions.jsonl": 3,
+    "adversarial.jsonl": 3,
+    "neutral.jsonl": 2,
+}
 
 
 def copy_project(folder: Path, model: Path) -> None:
@@ -28,7 +35,7 @@ def copy_project(folder: Path, model: Path) -> None:
     edit_config(folder, "model", path=str(model), preset=None)
     edit_config(folder, "training", max_steps=4, warmup_steps=1, logging_steps=2, save_steps=2)
     edit_config(folder, "training", gradient_accumulation_steps=1)
-    edit_config(folder, "generation", max_new_tokens=24)
+    edit_config(folder, "generation", max_new_tokens={"prompts": 24, "instructions": 20, "adversarial": 20})
     edit_config(folder, "export", max_new_tokens=24)
 
 

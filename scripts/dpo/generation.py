@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from dpo.inference import GrowingCache
+from dpo.inference import read_shared_prefix
 
 # Rows that are finished leave the batch when they are this share of it: leaving copies the cache of those that stay.
 FINISHED = 1 / 8
@@ -25,11 +25,14 @@ def answer(model: PreTrainedModel, prompts: list[list[int]], limit: int, end: in
     Returns:
         Token ids of each answer; the last one is `end` where the model ended it itself.
     """
+    cache, shared = read_shared_prefix(model, prompts)
     width = max(map(len, prompts))
-    ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = GrowingCache(model.config.num_hidden_layers)
+    ids = torch.tensor([[end] * (width - len(prompt)) + prompt[shared:] for prompt in prompts], device=model.device)
+    mask = torch.tensor(
+        [[1] * shared + [0] * (width - len(prompt)) + [1] * (len(prompt) - shared) for prompt in prompts],
+        device=model.device,
+    )
+    positions = (mask.cumsum(-1) - 1)[:, shared:].clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     for _ in range(limit):

@@ -4,6 +4,8 @@ Measured on two cores with SmolLM2-135M in float32 and 35 prompts: transformers'
 grouped attention and packed layers 217.
 """
 
+from itertools import takewhile
+
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -84,7 +86,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows of the batch but these."""
+        """Make these the rows of the batch: others are dropped, one that comes several times is repeated."""
         length = self.keys.shape[2]
         self.room = tuple(room[rows] for room in self.room)
         self.keys, self.values = (room[:, :, :length] for room in self.room)
@@ -98,6 +100,26 @@ class GrowingCache(DynamicCache):
         self.layers = [GrowingLayer() for _ in range(layers)]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows of the batch but these."""
+        """Make these the rows of the batch: others are dropped, one that comes several times is repeated."""
         for layer in self.layers:
             layer.keep(rows)
+
+
+def read_shared_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[GrowingCache, int]:
+    """Read what all prompts begin with, as a chat template's system turn, once for all of them.
+
+    Args:
+        model: causal language model.
+        prompts: token ids of each prompt, at least one.
+
+    Returns:
+        A cache with the prefix in a row for each prompt, and the prefix's length; at least the last token of every
+        prompt is left to be read.
+    """
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(prompt[:-1] for prompt in prompts), strict=False))
+    shared = [tokens[0] for tokens in same]
+    cache = GrowingCache(model.config.num_hidden_layers)
+    if shared:
+        model(input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, logits_to_keep=1)
+        cache.keep(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
+    return cache, len(shared)

@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders by now;
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from dpo.inference import read_shared_prefix
+
 
 class Logps(NamedTuple):
     """A completion's summed log-probability (nats) and its length in tokens."""
@@ -61,22 +63,24 @@ def completion_logps(
     order = sorted(range(len(sequences)), key=lambda index: sum(map(len, sequences[index])))
     for batch in batches(order, batch_size):
         # Padding goes left: then all completions are at the end, and the vocabulary's logits are needed only there.
+        cache, shared = read_shared_prefix(model, [sequences[index][0] for index in batch])
         width = max(sum(map(len, sequences[index])) for index in batch)
         longest = max(len(sequences[index][1]) for index in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(batch):
             whole = sequences[index][0] + sequences[index][1]
-            ids[row, width - len(whole) :] = torch.tensor(whole)
-            mask[row, width - len(whole) :] = 1
+            ids[row, width - len(whole) + shared :] = torch.tensor(whole[shared:])
+            mask[row, width - len(whole) + shared :] = 1
+            mask[row, :shared] = 1
         ids, mask = ids.to(model.device), mask.to(model.device)
         # The token at position t is predicted by the logits at t - 1, so one position more is kept.
         logits = model(
-            input_ids=ids,
+            input_ids=ids[:, shared:],
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=(mask.cumsum(-1) - 1)[:, shared:].clamp(min=0),
+            past_key_values=cache,
             logits_to_keep=longest + 1,
-            use_cache=False,
         ).logits[:, :-1]
         for row, index in enumerate(batch):
             length = len(sequences[index][1])

@@ -10,7 +10,7 @@ import math
 from markupsafe import Markup
 
 COLOURS = 6  # series classes that the style sheet defines; a seventh run gets the first colour again
-LONGEST_NAME = 36  # characters of a name that fit beside an interval's figures
+LONGEST_LINE = 58  # characters of a name and its figures that fit side by side above an interval
 
 
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -192,57 +192,122 @@ def histogram(counts: dict, title: str, x_label: str, limits: tuple[float, float
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def interval_plot(
-    groups: dict[str, dict[str, dict]],
-    runs: list[str],
-    title: str,
-    limits: tuple[float, float],
-    reference: tuple[float, str],
-) -> Markup:
+def interval_plot(sections: list[dict], title: str) -> Markup:
     """Draw estimates with their intervals: a dot and whiskers a row, its name and figures above it.
 
     Names stand above the whiskers, not beside them, so that long ones leave the plot its width on a phone.
 
     Args:
-        groups: heading → variant's name → interval (`value`, `low`, `high`).
-        runs: names of the runs, in the order of their colours.
+        sections: each with an axis of its own, below it:
+            `groups`: heading ("" for none) → rows `{"name", "series", "figures", "interval"}`: a name, the class that
+                colours it, the figures in words, and the interval (`value`, `low`, `high`), or None where there is
+                none to draw. `ring` is a second interval, drawn below it with a ring; `left_out` makes a row grey and
+                dashed.
+            `limits`: ends of the axis.
+            `reference`: value and caption of a thin vertical line.
+            `ends`: what the left and the right end of the axis mean, or two empty texts.
+            `unit`: caption below the axis.
         title: what is estimated; read out with every figure.
-        limits: ends of the axis.
-        reference: value and caption of a thin vertical line.
     """
-    width, left, right, top = 400, 12, 388, 24
-    ticks = round_ticks(*limits)
+    width, left, right = 400, 12, 388
+    parts, spoken, y = [], [], 0
+    for section in sections:
+        ticks = round_ticks(*section["limits"])
+        top = y = y + 24
+        marks = []
 
-    def across(value: float) -> str:
-        return f"{left + (right - left) * (value - ticks[0]) / (ticks[-1] - ticks[0]):.1f}"
+        def across(value: float, ticks: list[float] = ticks) -> str:
+            return f"{left + (right - left) * (value - ticks[0]) / (ticks[-1] - ticks[0]):.1f}"
 
-    marks, spoken, y = [], [], top
-    for heading, rows in groups.items():
-        y += 24
-        marks.append(Markup('<text x="0" y="{}" class="heading">{}</text>').format(y, heading))
-        for name, interval in rows.items():
-            figures = f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
-            shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-            spoken.append(f"{heading}, {name}: {figures}")
-            y += 40
-            low, middle, high = (across(interval[key]) for key in ("low", "value", "high"))
-            marks.append(Markup('<g class="{}"><title>{}</title>').format(series_class(name, runs), spoken[-1]))
-            marks.append(Markup('<text x="0" y="{}">{}</text>').format(y - 16, shown))
-            marks.append(Markup('<text x="{}" y="{}" class="end">{}</text>').format(width, y - 16, figures))
-            marks.append(Markup('<path class="whisker" d="M{} {}v10m0 -5H{}m0 -5v10"/>').format(low, y - 5, high))
-            marks.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4.5"/></g>').format(middle, y))
-        y += 10
-    axis = []
-    for value, label in zip(ticks, tick_labels(ticks), strict=True):
-        axis.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(across(value), top, y))
-        axis.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format(across(value), y + 16, label))
-    value, label = reference
-    axis.append(Markup('<path class="reference" d="M{} {}V{}"/>').format(across(value), top - 6, y))
-    axis.append(Markup('<text x="{}" y="{}" class="middle note">{}</text>').format(across(value), top - 11, label))
+        for heading, rows in section["groups"].items():
+            if heading:
+                y += 26
+                marks.append(Markup('<text x="0" y="{}" class="heading">{}</text>').format(y, heading))
+            for row in rows:
+                name, figures = row["name"], row["figures"]
+                longest = LONGEST_LINE - len(figures)
+                shown = name if len(name) <= longest else name[: longest - 1] + "…"
+                spoken.append(": ".join([*([heading] if heading else []), name, figures]))
+                y += 42
+                classes = row["series"] + " left-out" * row.get("left_out", False)
+                marks.append(Markup('<g class="{}"><title>{}</title>').format(classes, spoken[-1]))
+                marks.append(Markup('<text x="0" y="{}">{}</text>').format(y - 13, shown))
+                marks.append(Markup('<text x="{}" y="{}" class="end">{}</text>').format(width, y - 13, figures))
+                y -= 13
+                for interval, dot in ((row["interval"], "dot"), (row.get("ring"), "dot hollow")):
+                    if interval:
+                        y += 13
+                        low, middle, high = (across(interval[key]) for key in ("low", "value", "high"))
+                        whisker = Markup('<path class="whisker" d="M{} {}v10m0 -5H{}m0 -5v10"/>')
+                        marks.append(whisker.format(low, y - 5, high))
+                        marks.append(Markup('<circle class="{}" cx="{}" cy="{}" r="4.5"/>').format(dot, middle, y))
+                marks.append(Markup("</g>"))
+        y += 12
+        for value, label in zip(ticks, tick_labels(ticks), strict=True):
+            parts.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(across(value), top, y))
+            parts.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format(across(value), y + 16, label))
+        value, label = section["reference"]
+        parts.append(Markup('<path class="reference" d="M{} {}V{}"/>').format(across(value), top - 6, y))
+        parts.append(Markup('<text x="{}" y="{}" class="middle note">{}</text>').format(across(value), top - 11, label))
+        for x, style, text in zip((0, width), ("note", "end note"), section["ends"], strict=True):
+            if text:
+                parts.append(Markup('<text x="{}" y="{}" class="{}">{}</text>').format(x, top - 11, style, text))
+        y += 34
+        parts.append(Markup('<text x="{}" y="{}" class="middle note">{}</text>').format(width / 2, y, section["unit"]))
+        parts += marks
+        y += 14
     opening = Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(
-        width, y + 22, f"{title}. {'; '.join(spoken)}."
+        width, y - 8, f"{title}. {'; '.join(spoken)}."
     )
-    return Markup("").join([opening, *axis, *marks, Markup("</svg>")])
+    return Markup("").join([opening, *parts, Markup("</svg>")])
+
+
+def reliability_plot(sets: dict[str, list[dict]], series: str, title: str) -> Markup:
+    """Draw how often a model is right against how sure it is: on the diagonal its confidence can be taken at its word.
+
+    Args:
+        sets: name of a set of pairs → its bins (`confidence`, `accuracy`, `n`); the first has dots, the second rings.
+        series: class that colours the model.
+        title: what is drawn; read out with every bin.
+    """
+    width, height, left, right, top, bottom = 300, 270, 42, 290, 32, 220
+    spoken, marks = [], []
+
+    def place(confidence: float, accuracy: float) -> tuple[float, float]:
+        return left + (right - left) * (confidence - 0.5) / 0.5, bottom - (bottom - top) * accuracy
+
+    for number, (name, bins) in enumerate(sets.items()):
+        points = [place(part["confidence"], part["accuracy"]) for part in bins]
+        line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        marks.append(Markup('<path class="{}" d="{}"/>').format("line dashed" if number else "line", line))
+        for (x, y), part in zip(points, bins, strict=True):
+            spoken.append(
+                f"{name}, {part['n']} pairs: confidence {part['confidence']:.2f}, right {part['accuracy']:.2f}"
+            )
+            marks.append(
+                Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>').format(
+                    "dot hollow" if number else "dot", x, y, spoken[-1]
+                )
+            )
+    parts = [
+        Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(
+            width, height, f"{title}. {'; '.join(spoken)}."
+        )
+    ]
+    for tick in (0, 0.5, 1):
+        y = place(0.5, tick)[1]
+        parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(left, y, right))
+        parts.append(Markup('<text x="{}" y="{:.1f}" dy="4" class="end">{:.1f}</text>').format(left - 6, y, tick))
+    for tick in (0.5, 0.75, 1):
+        x = place(tick, 0)[0]
+        parts.append(Markup('<path class="grid" d="M{:.1f} {}v4"/>').format(x, bottom))
+        parts.append(Markup('<text x="{:.1f}" y="{}" class="middle">{}</text>').format(x, bottom + 18, f"{tick:g}"))
+    (x, y), (end_x, end_y) = place(0.5, 0.5), place(1, 1)
+    parts.append(Markup('<path class="reference" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x, y, end_x, end_y))
+    parts.append(Markup('<text x="{}" y="{}" class="middle">confidence</text>').format((left + right) / 2, height - 8))
+    parts.append(Markup('<text x="0" y="12">share right</text>'))
+    parts.append(Markup('<g class="{}">').format(series))
+    return Markup("").join([*parts, *marks, Markup("</g></svg>")])
 
 
 def interval_mark(interval: dict, limit: float) -> Markup:

@@ -64,9 +64,12 @@ def describe_judge(name: str, judge: dict, direction: int, tied_up: bool) -> str
 
 def describe_check(name: str, check: dict, direction: int) -> str:
     """Return what became of a check, with its figures."""
-    change = f"{check['value']:+.3f} ({check['low']:+.3f} to {check['high']:+.3f}, p {check['p']:.2g})"
-    told = {1: "improved", 0: "fell, but not clearly once all checks are counted", -1: "fell"}[direction]
-    return f"{name} {told}: {change}"
+    change = (
+        f"from {check['base']:.3g} to {check['run']:.3g}, by {check['value']:+.2g} ({check['low']:+.2g} to "
+        f"{check['high']:+.2g}, p {check['p']:.2g})"
+    )
+    told = {1: "improved", 0: "fell, though not clearly once everything is counted,", -1: "fell"}[direction]
+    return f"{name} {told} {change}"
 
 
 def decide(run: str, judges: dict[str, dict], checks: dict[str, dict], same_answers: int, answers: int) -> dict:
