@@ -26,6 +26,7 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	@$(IN_VENV) snakemake --cores all --quiet all -- results/base/model
+	@$(IN_VENV) PYTHONPATH=scripts python bench/generation.py --model results/base/model
 	@$(IN_VENV) python bench/dataset.py --model results/base/model $(ARGS)
 
 .venv: .venv/.installed

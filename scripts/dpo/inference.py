@@ -1,9 +1,10 @@
 """Running a model fast on a CPU without changing what it computes: layers packed for oneDNN, no keys or values copied.
 
-Measured on two cores with SmolLM2-135M in float32 and 35 prompts: transformers' own path decodes 101 tokens a second,
-grouped attention and packed layers 217.
+Measured on two cores of an AMD EPYC with SmolLM2-135M in float32 and 35 prompts: transformers' own path decodes 101
+tokens a second, grouped attention with packed layers 217.
 """
 
+import ctypes
 from itertools import takewhile
 
 import torch
@@ -14,6 +15,11 @@ from transformers.masking_utils import eager_mask
 
 ROWS = 64  # rows of input that oneDNN lays the weights out for; any number works
 HEADROOM = 64  # positions by which a full layer of the cache grows
+
+# glibc's mallopt: which allocations go to the kernel one by one, and how much freed memory is kept (mallopt(3)).
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
+LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows
+KEPT = 1 << 30
 
 
 class PackedLinear(nn.Module):
@@ -57,12 +63,25 @@ def tune(model: PreTrainedModel) -> PreTrainedModel:
     """Make a model that was loaded for inference in float32 fast on a CPU; leave it as it is on a GPU."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
+    keep_freed_memory()
     model.set_attn_implementation("grouped")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, PackedLinear(layer))
     return model
+
+
+def keep_freed_memory() -> None:
+    """Have malloc reuse the memory of activations: by default each large one is new pages from the kernel every time.
+
+    This took 8% off decoding and off scoring pairs. Without glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+        mallopt(M_TOP_PAD, LARGEST_KEPT)
 
 
 class GrowingLayer(DynamicLayer):

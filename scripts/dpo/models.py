@@ -46,7 +46,7 @@ def batches(items: list, size: int) -> Iterator[list]:
 
 @torch.inference_mode()
 def completion_logps(
-    model: PreTrainedModel, sequences: Iterable[tuple[list[int], list[int]]], batch_size: int = 8
+    model: PreTrainedModel, sequences: Iterable[tuple[list[int], list[int]]], batch_size: int = 4
 ) -> list[Logps]:
     """Return the log-probability of each completion given its prompt.
 
