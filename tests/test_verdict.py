@@ -6,9 +6,18 @@ import pytest
 from dpo import comparison, statistics, verdict
 
 PROMPTS = 40
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """Hundreds of simulated runs in seconds; the intervals get a little coarser."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    monkeypatch.setattr(statistics, "FITS", 500)
+
+
 BELIEVED = {"believed": True, "accuracy": statistics.proportion(32, 40)}
 AT_CHANCE = {"believed": False, "accuracy": statistics.proportion(21, 40)}
-STEADY = {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "goal": False, "tolerance": 0.0}
+STEADY = {"unit": "share", "value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "goal": False, "tolerance": 0.0}
 
 
 def judged(preferences, lengths, check=BELIEVED):

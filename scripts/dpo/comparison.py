@@ -22,8 +22,8 @@ def compare_checks(base: dict, run: dict, base_neutral: list[dict], run_neutral:
         base_neutral, run_neutral: mean negative log-likelihood (`nll`) of each neutral text, in the same order.
 
     Returns:
-        name → `statistics.paired`, with `base` and `run` (the means), `goal` and `tolerance` as `verdict.decide` reads
-        them. The perplexity's difference is one of log-perplexity, so that 0.05 is about 5%.
+        name → `statistics.paired`, with `base` and `run` (the means), their `unit`, `goal` (a gain speaks for the run)
+        and `tolerance` (how far it may fall). Neutral text is in nats a token: 0.05 is about 5% of perplexity.
     """
     checks = {}
     for name, label in (("instructions", "instructions followed"), ("adversarial", "adversarial prompts withstood")):
@@ -35,18 +35,22 @@ def compare_checks(base: dict, run: dict, base_neutral: list[dict], run_neutral:
         before, after = ([good(row["degeneration"]) for row in scores["answers"]] for scores in (base, run))
         checks[label] = describe(before, after)
     before, after = ([-row["nll"] for row in rows] for rows in (base_neutral, run_neutral))
-    checks["log-likelihood of neutral text"] = describe(before, after, tolerance=PERPLEXITY_TOLERANCE)
+    checks["log-likelihood of neutral text"] = describe(
+        before, after, tolerance=PERPLEXITY_TOLERANCE, unit="nats a token"
+    )
     return checks
 
 
-def describe(before: list[float], after: list[float], goal: bool = False, tolerance: float = 0.0) -> dict:
+def describe(
+    before: list[float], after: list[float], goal: bool = False, tolerance: float = 0.0, unit: str = "share"
+) -> dict:
     """Return one check's paired difference; with a tolerance, p is of the sign test for a fall by more than that."""
     difference = statistics.paired(before, after)
     if tolerance:
         beyond = [ours - theirs + tolerance for theirs, ours in zip(before, after, strict=True)]
         difference |= statistics.sign_test(beyond)
     means = {"base": sum(before) / len(before), "run": sum(after) / len(after)}
-    return difference | means | {"goal": goal, "tolerance": tolerance}
+    return difference | means | {"unit": unit, "goal": goal, "tolerance": tolerance}
 
 
 def compare_by_judge(check: dict, judgements: dict, lengths: dict[str, float]) -> dict:

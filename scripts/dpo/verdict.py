@@ -64,9 +64,10 @@ def describe_judge(name: str, judge: dict, direction: int, tied_up: bool) -> str
 
 def describe_check(name: str, check: dict, direction: int) -> str:
     """Return what became of a check, with its figures."""
+    form = ".1%" if check["unit"] == "share" else ".3f"
     change = (
-        f"from {check['base']:.3g} to {check['run']:.3g}, by {check['value']:+.2g} ({check['low']:+.2g} to "
-        f"{check['high']:+.2g}, p {check['p']:.2g})"
+        f"from {check['base']:{form}} to {check['run']:{form}} (95% interval of the difference "
+        f"{check['low']:+{form}} to {check['high']:+{form}}, p {check['p']:.2g})"
     )
     told = {1: "improved", 0: "fell, though not clearly once everything is counted,", -1: "fell"}[direction]
     return f"{name} {told} {change}"
@@ -79,8 +80,8 @@ def decide(run: str, judges: dict[str, dict], checks: dict[str, dict], same_answ
         run: its name.
         judges: name → `believed`, `accuracy` on the held-out pairs, and of the test prompts `win_rate` (an estimate
             with the sign test's `up`, `down`, `ties` and `p`) and `length_controlled` (an estimate, or None).
-        checks: name → paired difference from the base, positive where the run is better: an estimate with `p`, `goal`,
-            and `tolerance`, how far it may fall.
+        checks: name → paired difference from the base, positive where the run is better, as
+            `comparison.compare_checks` returns it.
         same_answers: number of answers that equal the base's to the letter, of `answers`.
 
     Returns:
