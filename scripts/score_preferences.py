@@ -17,9 +17,11 @@ from pathlib import Path
 
 from dpo import chat, cli, preferences, statistics
 from dpo.artifacts import read_json, read_jsonl, write_json
+from dpo.cli import UserError
 from dpo.prompts import read_neutral
 
 SETS = ("heldout", "train")
+MOST_NEUTRAL_TOKENS = 20_000  # the base model's distributions over all of them are held in memory, 200 kB a token
 
 
 def measure_text(ids: list[int], logprobs, base_logprobs) -> dict:
@@ -62,6 +64,8 @@ def main() -> None:
 
     tokenizer = chat.load_tokenizer(arguments.model)
     texts = [tokenizer.encode(row["text"], add_special_tokens=False) for row in neutral]
+    if (tokens := sum(map(len, texts))) > MOST_NEUTRAL_TOKENS:
+        raise UserError(f"{arguments.neutral} has {tokens:,} tokens; at most {MOST_NEUTRAL_TOKENS:,} can be measured")
     model = load_model(arguments.model)
     base_logprobs = [None] * len(texts)
     if arguments.adapter:

@@ -1,10 +1,17 @@
 """Accuracies, margins and calibration of pairs whose log-probabilities are known."""
 
+import json
 import math
+import subprocess
+import sys
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from dpo import preferences
+from dpo.artifacts import read_jsonl, write_jsonl
+from workflow import PROJECT
 
 
 def pair(chosen, rejected, chosen_tokens=10, rejected_tokens=10):
@@ -47,3 +54,40 @@ def test_calibration_of_a_model_that_is_sure_and_wrong():
 def test_pairs_are_chosen_evenly():
     assert preferences.choose_pairs(list(range(10)), 5) == [0, 2, 4, 6, 8]
     assert preferences.choose_pairs([1, 2], 5) == [1, 2]
+
+
+def test_the_program_measures_neutral_text_and_pairs_of_a_base_model_and_a_run(small_model, tmp_path):
+    """The run's adapter is zero, so that it is the base model: no KL, no reward, the same perplexity."""
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    files = {"train": "preferences", "heldout": "heldout"}
+    for name, source in files.items():
+        rows = read_jsonl(PROJECT / f"data/{source}.jsonl")[:3]
+        write_jsonl(tmp_path / f"{name}.jsonl", [conversational(row) for row in rows])
+    found = {}
+    for variant, extra in {
+        "base": [],
+        "run": ["--adapter", tmp_path / "adapter", "--reference", tmp_path / "base.json"],
+    }.items():
+        command = [sys.executable, "scripts/score_preferences.py", "--model", small_model, *extra]
+        command += [part for name in files for part in (f"--{name}", tmp_path / f"{name}.jsonl")]
+        command += ["--neutral", "data/neutral.jsonl", "--settings", json.dumps({"beta": 0.1, "max_pairs": 2})]
+        command += ["--preferences", tmp_path / f"{variant}.json"]
+        result = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found[variant] = json.loads((tmp_path / f"{variant}.json").read_text())
+    base, run = found["base"], found["run"]
+    assert len(base["neutral"]["texts"]) == 24
+    assert run["neutral"]["perplexity"] == pytest.approx(base["neutral"]["perplexity"], rel=1e-5)
+    assert run["neutral"]["kl"]["value"] == pytest.approx(0, abs=1e-5)
+    assert "kl" not in base["neutral"]
+    for name in files:
+        assert run[name]["accuracy_total"]["n"] == 2
+        assert run[name]["reward_margin"]["value"] == pytest.approx(0, abs=1e-3)
+        assert "reward_margin" not in base[name]
+
+
+def conversational(row):
+    """A committed pair as build_dataset writes it."""
+    sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    return {"id": row["id"], "prompt": [{"role": "user", "content": row["prompt"]}]} | sides

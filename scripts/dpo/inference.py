@@ -16,6 +16,9 @@ from transformers.masking_utils import eager_mask
 ROWS = 64  # rows of input that oneDNN lays the weights out for; any number works
 HEADROOM = 64  # positions by which a full layer of the cache grows
 
+# Architectures whose attention is what `grouped_attention` computes; others may cap scores or add sinks.
+PLAIN_ATTENTION = ("llama",)
+
 # glibc's mallopt: which allocations go to the kernel one by one, and how much freed memory is kept (mallopt(3)).
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
 LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows
@@ -64,7 +67,8 @@ def tune(model: PreTrainedModel) -> PreTrainedModel:
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     keep_freed_memory()
-    model.set_attn_implementation("grouped")
+    if model.config.model_type in PLAIN_ATTENTION:
+        model.set_attn_implementation("grouped")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear):
             parent, _, child = name.rpartition(".")
