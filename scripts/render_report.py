@@ -21,7 +21,6 @@ MAY_BE_NULL = {
     "when_longer_is_better", "when_shorter_is_better", "length_controlled", "better",
 }  # fmt: skip
 
-NEUTRAL = "log-likelihood of neutral text"  # the one check that is in nats; all others are shares
 PREFERENCES = {
     "accuracy_total": "By total log-probability",
     "accuracy_per_token": "By log-probability a token",
@@ -134,7 +133,7 @@ def changes(run: dict) -> list[dict]:
             row["interval"] = {key: rate[key] - 0.5 for key in ("value", "low", "high")}
         rows.append(row)
     for name, check in run["checks"].items():
-        row = {"name": name[0].upper() + name[1:], "left_out": False, "nats": name == NEUTRAL}
+        row = {"name": name[0].upper() + name[1:], "left_out": False, "nats": check["unit"] != "share"}
         row |= {key: check[key] for key in ("base", "run", "p")}
         rows.append(row | {"interval": {key: check[key] for key in ("value", "low", "high")}})
     for row in rows:

@@ -155,11 +155,13 @@ def compare_lengths(base: list[dict], run: list[dict]) -> dict[str, float]:
 def side_by_side(name: str, rows: list[dict], generations: dict, scores: dict, judgements: dict) -> list[dict]:
     """Return each prompt of a test set with every variant's answer, what it earned, and what the judges said of it."""
     marked = {row["id"] for row in notebook_prompts(rows)} if name == "prompts" else set()
+    answered = {variant: {row["id"]: row for row in found} for variant, found in generations.items()}
+    scored = {variant: {row["id"]: row for row in found["answers"]} for variant, found in scores.items()}
     shown = []
     for row in rows:
         answers = {}
         for variant in generations:
-            answer, score = generations[variant][row["id"]], scores[variant][row["id"]]
+            answer, score = answered[variant][row["id"]], scored[variant][row["id"]]
             answers[variant] = {key: answer[key] for key in ("text", "tokens", "ended")} | without(score, "id", "set")
         judged = {
             run: {judge: found[row["id"]] for judge, found in judges.items() if row["id"] in found}
@@ -278,15 +280,8 @@ def main() -> None:
             "smoke_test": read_json(results / run / "smoke_test.json"),
             "shipped": without(read_json(results / run / "gguf_preferences.json")["heldout"], "pairs"),
         }
-    by_id = {
-        name: {variant: {row["id"]: row for row in rows} for variant, rows in found.items()}
-        for name, found in (
-            ("generations", generations),
-            ("scores", {variant: found["answers"] for variant, found in scores.items()}),
-        )
-    }
     for name, rows in sets.items():
-        summary[name] = side_by_side(name, rows, by_id["generations"], by_id["scores"], judgements)
+        summary[name] = side_by_side(name, rows, generations, scores, judgements)
     summary["stages"] = read_stages(arguments.benchmarks)
     summary["provenance"] = provenance(results, runs, arguments.config)
     write_json(arguments.summary, summary)

@@ -1,7 +1,7 @@
 """Running a model fast on a CPU without changing what it computes: layers packed for oneDNN, no keys or values copied.
 
-Measured on two cores of an AMD EPYC with SmolLM2-135M in float32 and 35 prompts: transformers' own path decodes 101
-tokens a second, grouped attention with packed layers 217.
+`make bench` on two cores of an AMD EPYC, SmolLM2-135M in float32, 12 prompts in one batch: 108 tokens a second through
+transformers' own path, 195 through this one.
 """
 
 import ctypes
@@ -79,7 +79,7 @@ def tune(model: PreTrainedModel) -> PreTrainedModel:
 def keep_freed_memory() -> None:
     """Have malloc reuse the memory of activations: by default each large one is new pages from the kernel every time.
 
-    This took 8% off decoding and off scoring pairs. Without glibc nothing happens.
+    Without glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
