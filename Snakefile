@@ -15,6 +15,7 @@ include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/export.smk"
+include: "rules/fidelity.smk"
 include: "rules/report.smk"
 
 
@@ -24,3 +25,4 @@ rule all:
         RESULTS,
         "results/summary.json",
         "results/report.html",
+        expand("results/{run}/README.md", run=RUNS),

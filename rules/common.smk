@@ -91,6 +91,8 @@ HUB_SOURCES = {
 }
 RUNS = list(config["runs"])
 TEST_SETS = ["prompts", "instructions", "adversarial"]
+TYPES = config["export"]["types"]
+SHIPPED = TYPES[0]
 JUDGES = {"rubric": {}} | config["evaluation"]["judges"]
 
 
@@ -99,6 +101,8 @@ wildcard_constraints:
     run="|".join(RUNS),
     variant="|".join(["base", *RUNS]),
     judge="|".join(JUDGES),
+    quantized="|".join(TYPES),
+    type="|".join(["f16", *TYPES]),
 
 
 def as_setting(value):
@@ -110,6 +114,11 @@ def as_setting(value):
 def run_settings(run):
     """The training settings of a run: the `training` section with the run's own keys on top."""
     return config["training"] | config["runs"][run]
+
+
+def training_settings(run):
+    """What train_dpo needs to know of a run: its training settings and where answers are cut."""
+    return run_settings(run) | {"max_length": config["data"]["max_length"]}
 
 
 def code(rule_name):
@@ -134,6 +143,21 @@ def code(rule_name):
 def adapter_of(wildcards):
     """The adapter of a variant; none for the base model."""
     return [] if wildcards.variant == "base" else f"results/{wildcards.variant}/adapter"
+
+
+def model_of(wildcards):
+    """The Hugging Face folder of a variant: the base model, or a run's merged model."""
+    return "results/base/model" if wildcards.variant == "base" else f"results/{wildcards.variant}/merged"
+
+
+def made_from(wildcards):
+    """What a variant's GGUF file of a type was made from: the model for f16, the f16 file for any other."""
+    return model_of(wildcards) if wildcards.type == "f16" else f"results/{wildcards.variant}/gguf/model-f16.gguf"
+
+
+def gguf_scores(variant):
+    """The scores of all GGUF files of a variant, f16 first."""
+    return [f"results/{variant}/gguf_scores/{type}.json" for type in ["f16", *TYPES]]
 
 
 def preference_settings(variant):

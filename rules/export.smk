@@ -18,17 +18,18 @@ rule merge_adapter:
         """
 
 
+# The base model is converted and quantised too: what a run's file keeps is measured against the base's of the same type.
 rule convert_to_gguf:
     input:
         code("convert_to_gguf"),
         "envs/llama-cpp-python.sha256",
-        model="results/{run}/merged",
+        model=model_of,
     output:
-        "results/{run}/gguf/model-f16.gguf",
+        "results/{variant}/gguf/model-f16.gguf",
     log:
-        "logs/convert_to_gguf/{run}.log",
+        "logs/convert_to_gguf/{variant}.log",
     benchmark:
-        "benchmarks/convert_to_gguf/{run}.tsv"
+        "benchmarks/convert_to_gguf/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
     shell:
@@ -38,33 +39,61 @@ rule convert_to_gguf:
         """
 
 
-rule quantize_gguf:
+rule compute_imatrix:
     input:
-        code("quantize_gguf"),
-        gguf="results/{run}/gguf/model-f16.gguf",
+        code("compute_imatrix"),
+        "envs/llama-cpp-python.sha256",
+        gguf="results/{variant}/gguf/model-f16.gguf",
+        model=model_of,
+        train="results/data/train.jsonl",
     output:
-        "results/{run}/gguf/model-q4_k_m.gguf",
+        "results/{variant}/gguf/imatrix.gguf",
     log:
-        "logs/quantize_gguf/{run}.log",
+        "logs/compute_imatrix/{variant}.log",
     benchmark:
-        "benchmarks/quantize_gguf/{run}.tsv"
+        "benchmarks/compute_imatrix/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
     threads: workflow.cores
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/quantize_gguf.py --gguf {input.gguf:q} --type q4_k_m --quantized {output:q}
+        python scripts/compute_imatrix.py --gguf {input.gguf:q} --model {input.model:q} --train {input.train:q} \
+            --imatrix {output:q}
+        """
+
+
+rule quantize_gguf:
+    input:
+        code("quantize_gguf"),
+        gguf="results/{variant}/gguf/model-f16.gguf",
+        imatrix="results/{variant}/gguf/imatrix.gguf" if config["export"]["imatrix"] else [],
+    output:
+        "results/{variant}/gguf/model-{quantized}.gguf",
+    log:
+        "logs/quantize_gguf/{variant}.{quantized}.log",
+    benchmark:
+        "benchmarks/quantize_gguf/{variant}.{quantized}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        imatrix=lambda wildcards, input: f"--imatrix {input.imatrix}" if input.imatrix else "",
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/quantize_gguf.py --gguf {input.gguf:q} --type {wildcards.quantized} {params.imatrix} \
+            --quantized {output:q}
         """
 
 
 rule smoke_test_gguf:
     input:
         code("smoke_test_gguf"),
-        gguf="results/{run}/gguf/model-q4_k_m.gguf",
+        gguf=f"results/{{run}}/gguf/model-{SHIPPED}.gguf",
         f16="results/{run}/gguf/model-f16.gguf",
         merged="results/{run}/merged",
-        prompts=config["data"]["prompts"],
+        prompts=DATA["prompts"],
     output:
         modelfile="results/{run}/gguf/Modelfile",
         report="results/{run}/smoke_test.json",
@@ -76,37 +105,11 @@ rule smoke_test_gguf:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
-        settings=as_setting(config["export"]),
+        settings=as_setting({"type": SHIPPED, "max_new_tokens": config["export"]["max_new_tokens"]}),
     shell:
         """
         exec &> >(tee {log:q})
         python scripts/smoke_test_gguf.py --gguf {input.gguf:q} --f16 {input.f16:q} --merged {input.merged:q} \
             --prompts {input.prompts:q} --settings {params.settings:q} \
             --modelfile {output.modelfile:q} --report {output.report:q}
-        """
-
-
-rule score_gguf:
-    input:
-        code("score_gguf"),
-        gguf="results/{run}/gguf/model-q4_k_m.gguf",
-        merged="results/{run}/merged",
-        heldout="results/data/heldout.jsonl",
-        reference="results/base/preferences.json",
-    output:
-        "results/{run}/gguf_preferences.json",
-    log:
-        "logs/score_gguf/{run}.log",
-    benchmark:
-        "benchmarks/score_gguf/{run}.tsv"
-    conda:
-        "../envs/dpo.yaml"
-    threads: workflow.cores
-    params:
-        settings=lambda wildcards: as_setting(preference_settings(wildcards.run)),
-    shell:
-        """
-        exec &> >(tee {log:q})
-        python scripts/score_gguf.py --gguf {input.gguf:q} --merged {input.merged:q} --heldout {input.heldout:q} \
-            --reference {input.reference:q} --settings {params.settings:q} --preferences {output:q}
         """

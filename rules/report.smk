@@ -11,9 +11,11 @@ RESULTS = [
     ),
     *expand("results/judges/{judge}.json", judge=JUDGES),
     *expand("results/{run}/judgements/{judge}.json", run=RUNS, judge=JUDGES),
-    *expand("results/{run}/gguf_preferences.json", run=RUNS),
     *expand("results/{run}/{what}", run=RUNS, what=["adapter", "training.jsonl", "merged", "smoke_test.json"]),
-    *expand("results/{run}/gguf/{what}", run=RUNS, what=["model-f16.gguf", "model-q4_k_m.gguf", "Modelfile"]),
+    *expand("results/{run}/{what}", run=RUNS, what=["fidelity.json", "fidelity_check.json"]),
+    *expand("results/{variant}/gguf/model-{type}.gguf", variant=VARIANTS, type=["f16", *TYPES]),
+    *expand("results/{variant}/gguf_scores/{type}.json", variant=VARIANTS, type=["f16", *TYPES]),
+    *expand("results/{run}/gguf/Modelfile", run=RUNS),
 ]
 
 
@@ -35,9 +37,16 @@ rule summarize:
             ),
             *expand("benchmarks/check_judge/{judge}.tsv", judge=JUDGES),
             *expand("benchmarks/judge_responses/{run}.{judge}.tsv", run=RUNS, judge=JUDGES),
+            *expand("benchmarks/merge_adapter/{run}.tsv", run=RUNS),
+            *expand("benchmarks/convert_to_gguf/{variant}.tsv", variant=VARIANTS),
+            *expand(
+                "benchmarks/compute_imatrix/{variant}.tsv", variant=VARIANTS if config["export"]["imatrix"] else []
+            ),
+            *expand("benchmarks/quantize_gguf/{variant}.{type}.tsv", variant=VARIANTS, type=TYPES),
+            *expand("benchmarks/score_gguf/{variant}.{type}.tsv", variant=VARIANTS, type=["f16", *TYPES]),
             *expand(
                 "benchmarks/{rule}/{run}.tsv",
-                rule=["merge_adapter", "convert_to_gguf", "quantize_gguf", "smoke_test_gguf", "score_gguf"],
+                rule=["smoke_test_gguf", "measure_fidelity", "check_fidelity"],
                 run=RUNS,
             ),
         ],
@@ -73,4 +82,23 @@ rule render_report:
         """
         exec &> >(tee {log:q})
         python scripts/render_report.py --summary {input.summary:q} --template {input.template:q} --report {output:q}
+        """
+
+
+rule render_model_card:
+    input:
+        code("render_model_card"),
+        template="report/model_card.md",
+        summary="results/summary.json",
+    output:
+        "results/{run}/README.md",
+    log:
+        "logs/render_model_card/{run}.log",
+    conda:
+        "../envs/dpo.yaml"
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/render_model_card.py --summary {input.summary:q} --run {wildcards.run} \
+            --template {input.template:q} --card {output:q}
         """

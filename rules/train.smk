@@ -14,9 +14,7 @@ rule train_dpo:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
-        settings=lambda wildcards: as_setting(
-            run_settings(wildcards.run) | {"max_length": config["data"]["max_length"]}
-        ),
+        settings=lambda wildcards: as_setting(training_settings(wildcards.run)),
         # Not an output: Snakemake deletes the outputs of a failed job, and these are what it resumes from.
         checkpoints=lambda wildcards: f"results/{wildcards.run}/checkpoints",
     shell:

@@ -19,7 +19,15 @@ from dpo.cli import UserError
 MAY_BE_NULL = {
     "peak_memory_mb", "git_commit", "position", "first", "consistent", "longer",
     "when_longer_is_better", "when_shorter_is_better", "length_controlled", "better",
+    "above", "kept", "kept_from_float32", "step", "step_kept", "kl", "same_top", "first_other", "passed",
 }  # fmt: skip
+
+RUNGS = {
+    "adapter": "Adapter, float32",
+    "trainer": "Adapter as the trainer runs it",
+    "merged": "Merged, in float16",
+    "dequantized": "Merged into the dequantised base",
+}
 
 PREFERENCES = {
     "accuracy_total": "By total log-probability",
@@ -202,6 +210,53 @@ def preference_plot(variants: dict, names: list[str]) -> Markup:
     return svg.interval_plot([section], "Share of pairs with the better answer preferred")
 
 
+def rung_title(name: str) -> str:
+    """Return what a rung of the ladder is called."""
+    return RUNGS.get(name, f"{name} GGUF")
+
+
+def kept_sentence(run: dict, shipped_type: str) -> str:
+    """Say how much of what training taught is in the file that ships."""
+    rungs = {rung["name"]: rung for rung in run["fidelity"]["rungs"]}
+    kept = rungs[shipped_type]["kept"]
+    if kept is None:
+        return "Training taught too little of the preference to tell how much of it is in the file that ships."
+    sentence = f"The {shipped_type} file keeps {percent_interval(kept)} of the preference margin that training taught"
+    if "dequantized" not in rungs:
+        return f"{sentence}."
+    share = rungs["adapter"]["margin"]["value"] / rungs["trainer"]["margin"]["value"]
+    return f"{sentence} as it is over the 16-bit base model: {share:.0%} of what it is over the one in 4 bits."
+
+
+def ladder_plot(name: str, runs: dict) -> Markup:
+    """Draw what each rung of a run keeps of the adapter's margin, on an axis that is the same for all runs."""
+    drawn = [
+        rung[key]
+        for run in runs.values()
+        for rung in run["fidelity"]["rungs"]
+        for key in ("kept", "kept_from_float32")
+        if rung[key]
+    ]
+    rows = [
+        {
+            "name": rung_title(rung["name"]),
+            "series": svg.series_class(name, list(runs)),
+            "figures": percent_interval(rung["kept"]) if rung["kept"] else "too little was taught to tell",
+            "interval": rung["kept"],
+            "ring": rung["kept_from_float32"],
+        }
+        for rung in runs[name]["fidelity"]["rungs"]
+    ]
+    section = {
+        "groups": {"": rows},
+        "limits": (min([0, *(found["low"] for found in drawn)]), max([1, *(found["high"] for found in drawn)])),
+        "reference": (1, "all of it"),
+        "ends": ("", ""),
+        "unit": "share of the adapter’s margin",
+    }
+    return svg.interval_plot([section], f"{name}: share of the adapter’s margin that is left")
+
+
 def without_nulls(pairs: dict) -> dict:
     """Drop what is null and must not be: then a null is the same error as a number that is not there."""
     return {key: value for key, value in pairs.items() if value is not None or key in MAY_BE_NULL}
@@ -224,7 +279,8 @@ def render(summary: dict, template: Path) -> str:
     for function in wording:
         environment.filters[function.__name__] = function
     drawing = (svg.line_chart, svg.histogram, svg.reliability_plot, svg.interval_mark, svg.swatch, svg.series_class)
-    for function in (*drawing, curves, compared, changes, change_plot, preference_plot):
+    plots = (change_plot, preference_plot, ladder_plot)
+    for function in (*drawing, *plots, curves, compared, changes, rung_title, kept_sentence):
         environment.globals[function.__name__] = function
     return environment.get_template(template.name).render(summary)
 

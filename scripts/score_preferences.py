@@ -17,23 +17,15 @@ from pathlib import Path
 
 from dpo import chat, cli, preferences, statistics
 from dpo.artifacts import read_json, read_jsonl, write_json
-from dpo.cli import UserError
-from dpo.prompts import read_neutral
+from dpo.neutral import encode_texts
 
 SETS = ("heldout", "train")
-MOST_NEUTRAL_TOKENS = 20_000  # the base model's distributions over all of them are held in memory, 200 kB a token
 
 
-def measure_text(ids: list[int], logprobs, base_logprobs) -> dict:
+def measure_text(scores) -> dict:
     """Return a text's number of predicted tokens, their mean negative log-likelihood, and for a run the mean KL."""
-    import torch
-
-    following = torch.tensor(ids[1:], device=logprobs.device)[:, None]
-    row = {"tokens": len(ids) - 1, "nll": -logprobs.gather(-1, following).double().mean().item()}
-    if base_logprobs is not None:
-        divergences = (base_logprobs.exp() * (base_logprobs - logprobs)).double().sum(-1)
-        row["kl"] = divergences.mean().item()
-    return row
+    row = {"tokens": len(scores.nll), "nll": sum(scores.nll) / len(scores.nll)}
+    return row | {"kl": sum(scores.kl) / len(scores.kl)} if scores.kl else row
 
 
 def summarize_neutral(rows: list[dict]) -> dict:
@@ -57,15 +49,14 @@ def main() -> None:
     parser.add_argument("--preferences", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     settings = arguments.settings
-    neutral = read_neutral(arguments.neutral)
+    tokenizer = chat.load_tokenizer(arguments.model)
+    neutral = encode_texts(tokenizer, arguments.neutral)
+    texts = list(neutral.values())
 
+    from dpo.divergence import score_text
     from dpo.inference import tune
     from dpo.models import add_adapter, completion_logps, load_model, text_logprobs
 
-    tokenizer = chat.load_tokenizer(arguments.model)
-    texts = [tokenizer.encode(row["text"], add_special_tokens=False) for row in neutral]
-    if (tokens := sum(map(len, texts))) > MOST_NEUTRAL_TOKENS:
-        raise UserError(f"{arguments.neutral} has {tokens:,} tokens; at most {MOST_NEUTRAL_TOKENS:,} can be measured")
     model = load_model(arguments.model)
     base_logprobs = [None] * len(texts)
     if arguments.adapter:
@@ -73,8 +64,8 @@ def main() -> None:
         model = add_adapter(model, arguments.adapter)
     model = tune(model)
     rows = [
-        {"id": row["id"]} | measure_text(ids, logprobs, base)
-        for row, ids, logprobs, base in zip(neutral, texts, text_logprobs(model, texts), base_logprobs, strict=True)
+        {"id": name} | measure_text(score_text(ids, logprobs, base))
+        for name, ids, logprobs, base in zip(neutral, texts, text_logprobs(model, texts), base_logprobs, strict=True)
     ]
     result = {"neutral": summarize_neutral(rows)}
     print(f"perplexity on neutral text: {result['neutral']['perplexity']:.2f}", flush=True)

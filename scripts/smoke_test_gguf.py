@@ -1,12 +1,13 @@
 """Load the GGUF that ships, as its users will, and refuse it unless it is what was trained and it answers.
 
     python scripts/smoke_test_gguf.py --gguf results/dpo/gguf/model-q4_k_m.gguf --f16 results/dpo/gguf/model-f16.gguf \
-        --merged results/dpo/merged --prompts data/prompts.jsonl --settings '{"max_new_tokens": 1024}' \
+        --merged results/dpo/merged --prompts data/prompts.jsonl \
+        --settings '{"type": "q4_k_m", "max_new_tokens": 1024}' \
         --modelfile results/dpo/gguf/Modelfile --report results/dpo/smoke_test.json
 
 The file is loaded in a child process, so that a crash in native code is reported too. Checked are: metadata and tensor
-count; that llama.cpp makes the same token ids of every rendered test prompt as Hugging Face; and that the answers to
-the notebook's prompts are readable text without control tokens, at least one of them ended by the model itself.
+count; and that the answers to the notebook's prompts are readable text without control tokens, at least one of them
+ended by the model itself. What the file prefers, and its token ids, are measured by `score_gguf.py`.
 """
 
 import argparse
@@ -14,14 +15,14 @@ import json
 import struct
 from pathlib import Path
 
+from dpo.quantization import TYPES
+
 from dpo import chat, cli, rubric
 from dpo.artifacts import read_json, sha256_of, staged_file, write_json
 from dpo.cli import UserError
 from dpo.gguf_chat import inspect_and_answer, run_in_child
 from dpo.modelfile import write_modelfile
 from dpo.prompts import notebook_prompts, read_prompts
-
-FILE_TYPE = "15"  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M
 
 
 def tensor_count(gguf: Path) -> int:
@@ -37,12 +38,14 @@ def tensor_count(gguf: Path) -> int:
     return struct.unpack("<4sIQ", header)[2]
 
 
-def wrong_metadata(metadata: dict[str, str], config: dict, chat_template: str, eos_token_id: int) -> list[str]:
+def wrong_metadata(
+    metadata: dict[str, str], file_type: int, config: dict, chat_template: str, eos_token_id: int
+) -> list[str]:
     """Return a sentence for each metadata value that does not fit the merged model."""
     architecture = metadata.get("general.architecture", "")
     expected = {
         "general.architecture": config["model_type"],
-        "general.file_type": FILE_TYPE,
+        "general.file_type": str(file_type),
         f"{architecture}.block_count": str(config["num_hidden_layers"]),
         f"{architecture}.embedding_length": str(config["hidden_size"]),
         f"{architecture}.context_length": str(config["max_position_embeddings"]),
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--f16", type=Path, required=True, help="GGUF that it was quantised from")
     parser.add_argument("--merged", type=Path, required=True, help="merged model, a Hugging Face folder")
     parser.add_argument("--prompts", type=Path, required=True, help="test prompts (JSON Lines)")
-    parser.add_argument("--settings", type=json.loads, required=True, help="max_new_tokens, as JSON")
+    parser.add_argument("--settings", type=json.loads, required=True, help="type and max_new_tokens, as JSON")
     parser.add_argument("--modelfile", type=Path, required=True, help="Ollama Modelfile to write")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
@@ -83,23 +86,19 @@ def main() -> None:
     questions = notebook_prompts(prompts)
     texts = [row["prompt"] for row in prompts]
     tokenizer = chat.load_tokenizer(arguments.merged)
-    found = run_in_child(
-        inspect_and_answer,
-        arguments.gguf,
-        texts,
-        [row["prompt"] for row in questions],
-        arguments.settings["max_new_tokens"],
-    )
+    asked = [row["prompt"] for row in questions]
+    found = run_in_child(inspect_and_answer, arguments.gguf, asked, arguments.settings["max_new_tokens"])
 
     faults = wrong_metadata(
-        found["metadata"], read_json(arguments.merged / "config.json"), tokenizer.chat_template, tokenizer.eos_token_id
+        found["metadata"],
+        TYPES[arguments.settings["type"]],
+        read_json(arguments.merged / "config.json"),
+        tokenizer.chat_template,
+        tokenizer.eos_token_id,
     )
     tensors = tensor_count(arguments.gguf)
     if tensors != tensor_count(arguments.f16):
         faults.append(f"{tensors} tensors, but {tensor_count(arguments.f16)} in {arguments.f16.name}")
-    for prompt, ids in zip(texts, found["ids"], strict=True):
-        if ids != chat.prompt_ids(tokenizer, chat.conversation(prompt)):
-            faults.append(f"other token ids than Hugging Face's for the prompt {prompt!r}")
     for question, answer in zip(questions, found["answers"], strict=True):
         if fault := unreadable(answer["text"], tokenizer.all_special_tokens):
             faults.append(f"the answer to {question['id']} {fault}")
@@ -119,7 +118,6 @@ def main() -> None:
         "bytes": arguments.gguf.stat().st_size,
         "sha256": sha256_of(arguments.gguf),
         "tensors": tensors,
-        "prompts_with_equal_token_ids": len(prompts),
         "load_seconds": found["load_seconds"],
         "tokens_per_second": tokens / seconds,
         "answers": answers,

@@ -81,14 +81,16 @@ def summarize_training(results: Path, run: str) -> dict:
     }
 
 
-def summarize_sizes(folder: Path) -> dict:
-    """Return the sizes in bytes of what a run can ship."""
-    return {
-        "adapter": folder_bytes(folder / "adapter", "*.safetensors"),
-        "merged": folder_bytes(folder / "merged", "*.safetensors"),
-        "f16": folder_bytes(folder / "gguf", "model-f16.gguf"),
-        "q4_k_m": folder_bytes(folder / "gguf", "model-q4_k_m.gguf"),
-    }
+def summarize_sizes(folder: Path, types: list[str]) -> dict:
+    """Return the sizes in bytes of what a run can ship; those of GGUF files by their type."""
+    sizes = {name: folder_bytes(folder / name, "*.safetensors") for name in ("adapter", "merged")}
+    return sizes | {name: folder_bytes(folder / "gguf", f"model-{name}.gguf") for name in types}
+
+
+def summarize_shipped(results: Path, run: str, shipped: str, beta: float) -> dict:
+    """Return what the file that ships prefers in the held-out pairs, against the base model's file of the same type."""
+    ours, theirs = (read_json(results / name / "gguf_scores" / f"{shipped}.json")["pairs"] for name in (run, "base"))
+    return without(preferences.summarize(ours, theirs, beta), "pairs")
 
 
 def rows_of(rows: list[dict], name: str) -> list[dict]:
@@ -207,7 +209,7 @@ def describe_machine() -> str:
 
 def provenance(results: Path, runs: list[str], config: dict) -> dict:
     """Return what the results were made with and from, and the SHA-256 of each artefact."""
-    patterns = ["data/*.jsonl", "base/model/*.safetensors"]
+    patterns = ["data/*.jsonl", "base/model/*.safetensors", "base/gguf/*.gguf"]
     for run in runs:
         patterns += [f"{run}/adapter/*.safetensors", f"{run}/merged/*.safetensors", f"{run}/gguf/*.gguf"]
     files = [file for pattern in patterns for file in sorted(results.glob(pattern))]
@@ -234,6 +236,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     results, runs = arguments.results, list(arguments.config["runs"])
+    types = arguments.config["export"]["types"]
     variants, judges = ["base", *runs], ["rubric", *arguments.config["evaluation"]["judges"]]
     sets = read_test_sets({name: getattr(arguments, name) for name in TEST_SETS}, [])
     generations = {variant: read_jsonl(results / variant / "generations.jsonl") for variant in variants}
@@ -241,6 +244,7 @@ def main() -> None:
     preferred = {variant: read_json(results / variant / "preferences.json") for variant in variants}
     checked = {judge: read_json(results / "judges" / f"{judge}.json") for judge in judges}
     summary = {"verdicts": {}, "notebook": NOTEBOOK, "data": read_json(results / "data" / "audit.json")}
+    summary["shipped_type"] = types[0]
     summary["model"] = read_json(results / "base" / "manifest.json")
     summary["judges"] = {judge: without(check, "pairs", "settings") for judge, check in checked.items()}
     summary["variants"] = {
@@ -260,15 +264,16 @@ def main() -> None:
         )
         summary["verdicts"][run] = verdict.decide(run, by_judge, checks, same, len(generations[run]))
         training = summarize_training(results, run)
+        settings = arguments.config["training"] | arguments.config["runs"][run]
         summary["runs"][run] = {
-            "settings": arguments.config["training"] | arguments.config["runs"][run],
+            "settings": settings,
             "training": training,
             "training_health": training_health.find(
                 training["steps"],
                 preferred[run]["train"]["accuracy_implicit_reward"],
                 preferred[run]["heldout"]["accuracy_implicit_reward"],
             ),
-            "sizes_in_bytes": summarize_sizes(results / run),
+            "sizes_in_bytes": summarize_sizes(results / run, ["f16", *types]),
             "difference_from_base": compare_metrics(scores["base"], scores[run]),
             "judges": by_judge,
             "checks": checks,
@@ -278,7 +283,8 @@ def main() -> None:
             "characters_longer": statistics.mean(list(lengths.values())) | statistics.sign_test(list(lengths.values())),
             "same_answers": {"n": len(generations[run]), "same": same},
             "smoke_test": read_json(results / run / "smoke_test.json"),
-            "shipped": without(read_json(results / run / "gguf_preferences.json")["heldout"], "pairs"),
+            "shipped": summarize_shipped(results, run, types[0], settings["beta"]),
+            "fidelity": read_json(results / run / "fidelity.json") | read_json(results / run / "fidelity_check.json"),
         }
     for name, rows in sets.items():
         summary[name] = side_by_side(name, rows, generations, scores, judgements)

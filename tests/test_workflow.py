@@ -6,15 +6,18 @@ import shutil
 import time
 
 import pytest
+from huggingface_hub import ModelCard
 
 from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakemake
 
 ANSWER = {"generate_responses({0})", "score_responses({0})"}
 PREFER = {"score_preferences({0})"}
 JUDGE = {"judge_responses({0}, rubric)"}
-SHIP = {"quantize_gguf({0})", "smoke_test_gguf({0})", "score_gguf({0})"}
-EXPORT = {"merge_adapter({0})", "convert_to_gguf({0})"} | SHIP
-REPORT = {"summarize", "render_report"}
+SCORE_FILES = {"score_gguf({0}, f16)", "score_gguf({0}, q4_k_m)"}
+CONVERT = {"convert_to_gguf({0})", "quantize_gguf({0}, q4_k_m)"} | SCORE_FILES
+FIDELITY = {"measure_fidelity({0})", "check_fidelity({0})"}
+EXPORT = {"merge_adapter({0})", "smoke_test_gguf({0})"} | CONVERT | FIDELITY
+REPORT = {"summarize", "render_report", "render_model_card(dpo)"}
 DATA = {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
 
 
@@ -38,7 +41,7 @@ def finished(small_model, tmp_path_factory):
     assert jobs(result.stdout) == {
         "fetch_model",
         *DATA,
-        *of(ANSWER | PREFER, "base"),
+        *of(ANSWER | PREFER | CONVERT, "base"),
         "check_judge(rubric)",
         *after_training("dpo"),
     }
@@ -105,6 +108,18 @@ def add_run(project):
     edit_config(project, "runs", gentle={"beta": 0.05})
 
 
+def add_type(project):
+    edit_config(project, "export", types=["q4_k_m", "q8_0"])
+
+
+def change_gate(project):
+    edit_config(project, "fidelity", merged_kept=0.5)
+
+
+def turn_imatrix_on(project):
+    edit_config(project, "export", imatrix=True)
+
+
 def touch_files(project):
     later = time.time() + 10
     for file in ("data/preferences.jsonl", "config.yaml", "scripts/train_dpo.py", "scripts/dpo/cli.py"):
@@ -124,25 +139,34 @@ CHANGES = {
     change_beta: after_training("dpo"),
     change_test_prompt: {
         "audit_dataset",
-        *of(ANSWER, "base"),
-        *of(ANSWER | JUDGE, "dpo"),
+        *of(ANSWER | SCORE_FILES, "base"),
+        *of(ANSWER | JUDGE | SCORE_FILES | FIDELITY, "dpo"),
         "smoke_test_gguf(dpo)",
         *REPORT,
     },
-    change_instruction: {"audit_dataset", *of(ANSWER, "base"), *of(ANSWER | JUDGE, "dpo"), *REPORT},
-    change_neutral_text: {*of(PREFER, "base"), *of(PREFER | {"score_gguf({0})"}, "dpo"), *REPORT},
+    change_instruction: {
+        "audit_dataset",
+        *of(ANSWER | SCORE_FILES, "base"),
+        *of(ANSWER | JUDGE | SCORE_FILES | FIDELITY, "dpo"),
+        *REPORT,
+    },
+    change_neutral_text: {
+        *of(PREFER | SCORE_FILES, "base"),
+        *of(PREFER | SCORE_FILES | FIDELITY, "dpo"),
+        *REPORT,
+    },
     # Held-out pairs are compared with the training pairs, so they are looked through and scored again too.
-    change_training_pair: DATA | {"check_judge(rubric)"} | of(PREFER, "base") | after_training("dpo"),
+    change_training_pair: DATA | {"check_judge(rubric)"} | of(PREFER | SCORE_FILES, "base") | after_training("dpo"),
     change_heldout_pair: {
         "audit_dataset",
         "build_dataset(heldout)",
         "check_judge(rubric)",
-        *of(PREFER, "base"),
-        *of(PREFER | JUDGE | {"score_gguf({0})"}, "dpo"),
+        *of(PREFER | SCORE_FILES, "base"),
+        *of(PREFER | JUDGE | SCORE_FILES | FIDELITY, "dpo"),
         *REPORT,
     },
     change_tolerance: {"audit_dataset", *REPORT},
-    split_off_heldout_pairs: DATA | {"check_judge(rubric)"} | of(PREFER, "base") | after_training("dpo"),
+    split_off_heldout_pairs: DATA | {"check_judge(rubric)"} | of(PREFER | SCORE_FILES, "base") | after_training("dpo"),
     change_template: {"render_report"},
     change_shared_module: {
         "score_responses(base)",
@@ -153,10 +177,25 @@ CHANGES = {
         *REPORT,
     },
     add_judge: {"check_judge(mine)", "judge_responses(dpo, mine)", *REPORT},
-    add_run: after_training("gentle"),
+    add_run: after_training("gentle") | {"render_model_card(gentle)"},
+    add_type: {
+        *of({"quantize_gguf({0}, q8_0)", "score_gguf({0}, q8_0)"}, "base"),
+        *of({"quantize_gguf({0}, q8_0)", "score_gguf({0}, q8_0)"} | FIDELITY, "dpo"),
+        *REPORT,
+    },
+    change_gate: {"check_fidelity(dpo)", *REPORT},
+    turn_imatrix_on: {
+        *of({"compute_imatrix({0})", "quantize_gguf({0}, q4_k_m)", "score_gguf({0}, q4_k_m)"}, "base"),
+        *of({"compute_imatrix({0})", "quantize_gguf({0}, q4_k_m)", "score_gguf({0}, q4_k_m)"} | FIDELITY, "dpo"),
+        "smoke_test_gguf(dpo)",
+        *REPORT,
+    },
     touch_files: set(),
     swap_numbers: after_training("dpo"),
-    delete_result: of(SHIP, "dpo") | REPORT,
+    delete_result: {
+        *of({"quantize_gguf({0}, q4_k_m)", "score_gguf({0}, q4_k_m)", "smoke_test_gguf({0})"} | FIDELITY, "dpo"),
+        *REPORT,
+    },
 }
 
 
@@ -178,7 +217,7 @@ def test_a_second_named_run_shares_data_and_base_and_is_in_the_report(project):
     before = (project / "results/base/generations.jsonl").stat().st_mtime_ns
     result = snakemake(project)
     assert result.returncode == 0, result.stdout
-    assert jobs(result.stdout) == after_training("gentle")
+    assert jobs(result.stdout) == after_training("gentle") | {"render_model_card(gentle)"}
     assert (project / "results/base/generations.jsonl").stat().st_mtime_ns == before
     summary = json.loads((project / "results/summary.json").read_text())
     assert list(summary["verdicts"]) == ["dpo", "gentle"]
@@ -206,13 +245,43 @@ def test_results_are_the_files_of_the_contract(finished):
         "dpo/judgements/rubric.json",
         *(f"base/model/{name}" for name in model),
         *(f"dpo/{name}" for name in ("training.jsonl", "generations.jsonl", "scores.json", "preferences.json")),
-        *(f"dpo/{name}" for name in ("smoke_test.json", "gguf_preferences.json")),
+        *(f"dpo/{name}" for name in ("smoke_test.json", "fidelity.json", "fidelity_check.json", "README.md")),
         *(f"dpo/adapter/{name}" for name in adapter),
         *(f"dpo/merged/{name}" for name in model),
-        *(f"dpo/gguf/{name}" for name in ("model-f16.gguf", "model-q4_k_m.gguf", "Modelfile")),
+        "dpo/gguf/Modelfile",
+        *(f"{variant}/gguf/model-{type}.gguf" for variant in ("base", "dpo") for type in ("f16", "q4_k_m")),
+        *(f"{variant}/gguf_scores/{type}.json" for variant in ("base", "dpo") for type in ("f16", "q4_k_m")),
         "summary.json",
         "report.html",
     }
+
+
+def test_the_ladder_goes_from_the_adapter_to_the_file_and_agrees_with_itself(finished):
+    fidelity = json.loads((finished / "results/dpo/fidelity.json").read_text())
+    rungs = {rung["name"]: rung for rung in fidelity["rungs"]}
+    assert list(rungs) == ["adapter", "trainer", "merged", "f16", "q4_k_m"]
+    assert fidelity["pairs"] == 4
+    preferences = json.loads((finished / "results/dpo/preferences.json").read_text())
+    assert rungs["adapter"]["margin"]["value"] == pytest.approx(preferences["heldout"]["reward_margin"]["value"])
+    assert rungs["adapter"]["neutral"]["perplexity"]["value"] == pytest.approx(preferences["neutral"]["perplexity"])
+    # On a CPU the trainer computes in float32 too, so it sees the same model.
+    assert rungs["trainer"]["margin"]["value"] == pytest.approx(rungs["adapter"]["margin"]["value"], abs=1e-4)
+    for name, limit in (("trainer", 1e-8), ("merged", 1e-4), ("f16", 1e-4)):
+        assert 0 <= rungs[name]["neutral"]["kl"]["mean"] < limit, name
+    for rung in rungs.values():
+        assert rung["token_ids"] == {"prompts": 14, "equal": 14, "first_other": None}
+
+
+def test_the_model_card_is_valid_and_says_what_was_measured(finished):
+    card = ModelCard.load(finished / "results/dpo/README.md")
+    summary = json.loads((finished / "results/summary.json").read_text())
+    assert card.data.pipeline_tag == "text-generation"
+    assert {"dpo", "gguf"} <= set(card.data.tags)
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["Perplexity"] == pytest.approx(summary["variants"]["dpo"]["neutral"]["perplexity"], abs=1e-4)
+    assert summary["verdicts"]["dpo"]["sentence"] in card.text
+    assert summary["runs"]["dpo"]["smoke_test"]["sha256"] in card.text
+    assert "{{" not in card.text and "{%" not in card.text
 
 
 def test_nothing_is_written_outside_the_folders_of_a_run(finished):

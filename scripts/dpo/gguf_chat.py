@@ -1,27 +1,23 @@
 """Talking to a GGUF file through llama-cpp-python, with nothing but what the file itself holds."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from dpo import child_process
+from dpo.chat import conversation
 from dpo.cli import UserError
 
 CONTEXT = 2048
 
 
 def run_in_child(function: Callable, gguf: Path, *arguments):
-    """Run one of the functions below in a process of its own; a crash in native code there becomes a `UserError`."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, gguf, *arguments).result()
-        except BrokenProcessPool:
-            raise UserError(f"llama.cpp crashed on {gguf}") from None
-        except ValueError as error:
-            raise UserError(f"llama.cpp cannot load {gguf}: {error}") from None
+    """Run a function of a GGUF file in a process of its own; what llama.cpp stumbles on becomes a `UserError`."""
+    try:
+        return child_process.run(f"llama.cpp crashed on {gguf}", function, gguf, *arguments)
+    except ValueError as error:
+        raise UserError(f"llama.cpp cannot load {gguf}: {error}") from None
 
 
 def open_gguf(gguf: Path, context: int = CONTEXT, **options):
@@ -44,17 +40,17 @@ def open_gguf(gguf: Path, context: int = CONTEXT, **options):
     return llama, Jinja2ChatFormatter(llama.metadata["tokenizer.chat_template"], **tokens)
 
 
-def prompt_ids(llama, formatter, prompt: str) -> list[int]:
-    """Return the token ids that llama.cpp makes of a user's prompt rendered with the file's chat template."""
-    rendered = formatter(messages=[{"role": "user", "content": prompt}]).prompt
+def prompt_ids(llama, formatter, prompt: list[dict[str, str]]) -> list[int]:
+    """Return the token ids that llama.cpp makes of a conversation rendered with the file's chat template."""
+    rendered = formatter(messages=prompt).prompt
     return llama.tokenize(rendered.encode(), add_bos=False, special=True)
 
 
-def inspect_and_answer(gguf: Path, prompts: list[str], questions: list[str], max_tokens: int) -> dict:
-    """Load a GGUF, tokenise `prompts` and answer `questions` greedily.
+def inspect_and_answer(gguf: Path, questions: list[str], max_tokens: int) -> dict:
+    """Load a GGUF and answer `questions` greedily.
 
     Returns:
-        `metadata` (str → str), `load_seconds`, `ids` (of each prompt) and `answers` (text, tokens, ended, seconds).
+        `metadata` (str → str), `load_seconds` and `answers` (text, tokens, ended, seconds).
     """
     started = time.monotonic()
     llama, formatter = open_gguf(gguf)
@@ -63,7 +59,7 @@ def inspect_and_answer(gguf: Path, prompts: list[str], questions: list[str], max
     for question in questions:
         started = time.monotonic()
         completion = llama.create_completion(
-            prompt_ids(llama, formatter, question), max_tokens=max_tokens, temperature=0.0
+            prompt_ids(llama, formatter, conversation(question)), max_tokens=max_tokens, temperature=0.0
         )
         answers.append(
             {
@@ -73,30 +69,4 @@ def inspect_and_answer(gguf: Path, prompts: list[str], questions: list[str], max
                 "seconds": time.monotonic() - started,
             }
         )
-    ids = [prompt_ids(llama, formatter, prompt) for prompt in prompts]
-    return {"metadata": llama.metadata, "load_seconds": load_seconds, "ids": ids, "answers": answers}
-
-
-def completion_logps(gguf: Path, sequences: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-    """Return the log-probability that a GGUF file gives to each completion after its prompt, and its tokens.
-
-    Args:
-        gguf: the file.
-        sequences: (prompt token ids, completion token ids); neither may be empty.
-
-    Returns:
-        (sum over t of log p(completion[t] | prompt, completion[:t]) in nats, length in tokens) of each.
-    """
-    import torch
-
-    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    llama, _ = open_gguf(gguf, longest, n_batch=longest, logits_all=True)
-    logps = []
-    for prompt, completion in sequences:
-        llama.reset()
-        llama.eval(prompt + completion)
-        # The token at position t is predicted by the logits at t - 1.
-        predicting = torch.from_numpy(llama.scores[len(prompt) - 1 : len(prompt) + len(completion) - 1])
-        lost = torch.nn.functional.cross_entropy(predicting, torch.tensor(completion), reduction="none")
-        logps.append((-lost.double().sum().item(), len(completion)))
-    return logps
+    return {"metadata": llama.metadata, "load_seconds": load_seconds, "answers": answers}

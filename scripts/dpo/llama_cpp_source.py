@@ -1,4 +1,4 @@
-"""llama.cpp's own programs, out of the pinned llama-cpp-python source archive that the set-up installed from.
+"""llama.cpp's source, out of the pinned llama-cpp-python archive that the set-up installed from, and its converter.
 
 The archive is the one that `llama-cpp-python` itself was built from, so converter and runtime always match.
 """
@@ -40,16 +40,19 @@ def find_archive() -> Path:
 
 
 @contextmanager
-def converter() -> Iterator[Path]:
-    """Yield the path of llama.cpp's `convert_hf_to_gguf.py`, unpacked with its modules into a temporary folder."""
+def unpacked(*parts: str) -> Iterator[Path]:
+    """Yield llama.cpp's source folder, a temporary one.
+
+    Args:
+        parts: what to unpack, as beginnings of paths in that folder: files, and folders that end in a slash.
+    """
     with TemporaryDirectory() as folder:
         with tarfile.open(find_archive()) as archive:
             for member in archive:
                 _, _, inside = member.name.partition("/vendor/llama.cpp/")
-                if inside.startswith(CONVERTER_PARTS):
+                if inside.startswith(parts):
                     archive.extract(member, folder, filter="data")
-                    root = Path(folder) / member.name.removesuffix(inside)
-        yield root / "convert_hf_to_gguf.py"
+        yield next(Path(folder).glob("*/vendor/llama.cpp"))
 
 
 def convert(model: Path, gguf: Path, *options: str) -> None:
@@ -63,8 +66,9 @@ def convert(model: Path, gguf: Path, *options: str) -> None:
     Raises:
         UserError: the converter refused the model; its own last line is quoted.
     """
-    with converter() as program:
-        command = [sys.executable, str(program), str(model), "--outfile", str(gguf), *options]
+    with unpacked(*CONVERTER_PARTS) as source:
+        program = str(source / "convert_hf_to_gguf.py")
+        command = [sys.executable, program, str(model), "--outfile", str(gguf), *options]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
         print(result.stdout)

@@ -12,8 +12,11 @@ from typing import NamedTuple
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders by now; no name is looked up on a hub
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from dpo.cli import UserError
 from dpo.inference import read_shared_prefix
 
 
@@ -25,17 +28,60 @@ class Logps(NamedTuple):
 
 
 def load_model(folder: Path, adapter: Path | None = None) -> PreTrainedModel:
-    """Load a Hugging Face folder in float32 for evaluation, with a LoRA adapter merged into it where one is given."""
+    """Load a Hugging Face folder in float32 for evaluation, with a LoRA adapter merged into it where one is given.
+
+    Raises:
+        UserError: weights or config are damaged, or the adapter does not fit the model.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded ({error}); delete it and run again") from None
     return add_adapter(model, adapter) if adapter else model
 
 
 def add_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Merge a LoRA adapter into a loaded model, which is changed."""
-    from peft import PeftModel
+    """Merge a LoRA adapter into a loaded model, which is changed.
 
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    Raises:
+        UserError: the adapter is damaged, or was made for another model: unlike PEFT, this takes no adapter of which a
+            part has no place in the model, or which leaves a part of its own layers untrained.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    try:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        config = PeftConfig.from_pretrained(adapter)
+        config.base_model_name_or_path = model.name_or_path  # where it lay in training does not matter
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{adapter} cannot be loaded ({error}); delete it and run again") from None
+    try:
+        tuned = get_peft_model(model, config)
+        result = set_peft_model_state_dict(tuned, weights)
+        odd = list(result.unexpected_keys) + [key for key in result.missing_keys if "lora_" in key]
+    except (RuntimeError, ValueError) as error:  # other shapes, or none of its layers
+        odd = [str(error).strip().splitlines()[-1].strip()]
+    if odd:
+        raise UserError(f"{adapter} was made for another base model: {odd[0]}")
+    return tuned.merge_and_unload().eval()
+
+
+def load_dequantized(folder: Path) -> PreTrainedModel:
+    """Load a Hugging Face folder as QLoRA sees it: its linear layers quantised to 4 bits as Unsloth does, in float32.
+
+    NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+    """
+    from transformers import BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.float32)
+    return model.dequantize().float().eval()
 
 
 def batches(items: list, size: int) -> Iterator[list]:

@@ -58,6 +58,18 @@ def paired(base: list[float], run: list[float]) -> dict:
     return mean(differences) | sign_test(differences)
 
 
+def ratio(values: list[float], of: list[float]) -> dict:
+    """Return the ratio of two means over the same prompts, with its interval (seeded percentile bootstrap over them).
+
+    Where the second mean may be zero the interval means nothing; see that it is not before asking.
+    """
+    over, under = np.asarray(values, float), np.asarray(of, float)
+    rows = np.random.default_rng(SEED).integers(len(over), size=(RESAMPLES, len(over)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(over[rows].sum(1) / under[rows].sum(1), [tail, 1 - tail])
+    return {"value": float(over.sum() / under.sum()), "low": float(low), "high": float(high), "n": len(over)}
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Return p-values adjusted for looking at all of them (Holm 1979, Scandinavian Journal of Statistics 6)."""
     order = np.argsort(p_values)

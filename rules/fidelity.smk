@@ -1,0 +1,87 @@
+rule score_gguf:
+    input:
+        code("score_gguf"),
+        gguf="results/{variant}/gguf/model-{type}.gguf",
+        above=made_from,
+        model=model_of,
+        heldout="results/data/heldout.jsonl",
+        neutral=DATA["neutral"],
+        prompts=[DATA[name] for name in TEST_SETS],
+    output:
+        "results/{variant}/gguf_scores/{type}.json",
+    log:
+        "logs/score_gguf/{variant}.{type}.log",
+    benchmark:
+        "benchmarks/score_gguf/{variant}.{type}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        settings=as_setting({"max_pairs": config["evaluation"]["max_pairs"]}),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/score_gguf.py --gguf {input.gguf:q} --above {input.above:q} --model {input.model:q} \
+            --heldout {input.heldout:q} --neutral {input.neutral:q} --prompts {input.prompts:q} \
+            --settings {params.settings:q} --scores {output:q}
+        """
+
+
+rule measure_fidelity:
+    input:
+        code("measure_fidelity"),
+        model="results/base/model",
+        adapter="results/{run}/adapter",
+        merged="results/{run}/merged",
+        heldout="results/data/heldout.jsonl",
+        neutral=DATA["neutral"],
+        prompts=[DATA[name] for name in TEST_SETS],
+        reference="results/base/preferences.json",
+        preferences="results/{run}/preferences.json",
+        base_scores=gguf_scores("base"),
+        scores=lambda wildcards: gguf_scores(wildcards.run),
+    output:
+        "results/{run}/fidelity.json",
+    log:
+        "logs/measure_fidelity/{run}.log",
+    benchmark:
+        "benchmarks/measure_fidelity/{run}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        settings=lambda wildcards: as_setting(
+            training_settings(wildcards.run) | {"max_pairs": config["evaluation"]["max_pairs"]}
+        ),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/measure_fidelity.py --model {input.model:q} --adapter {input.adapter:q} \
+            --merged {input.merged:q} --heldout {input.heldout:q} --neutral {input.neutral:q} \
+            --prompts {input.prompts:q} --reference {input.reference:q} --preferences {input.preferences:q} \
+            --base-scores {input.base_scores:q} --scores {input.scores:q} --settings {params.settings:q} \
+            --fidelity {output:q}
+        """
+
+
+rule check_fidelity:
+    input:
+        code("check_fidelity"),
+        fidelity="results/{run}/fidelity.json",
+    output:
+        "results/{run}/fidelity_check.json",
+    log:
+        "logs/check_fidelity/{run}.log",
+    benchmark:
+        "benchmarks/check_fidelity/{run}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    params:
+        types=TYPES,
+        settings=as_setting(config["fidelity"]),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/check_fidelity.py --fidelity {input.fidelity:q} --types {params.types} \
+            --settings {params.settings:q} --check {output:q}
+        """
