@@ -25,8 +25,10 @@ lint: .venv/.installed
 	@$(IN_VENV) snakemake --lint
 
 bench: .venv/.installed
-	@$(IN_VENV) snakemake --cores all --quiet all -- results/base/model
+	@$(IN_VENV) snakemake --cores all --quiet all -- results/base/model results/dpo/adapter results/data/heldout.jsonl
 	@$(IN_VENV) PYTHONPATH=scripts python bench/generation.py --model results/base/model
+	@$(IN_VENV) PYTHONPATH=scripts python bench/export.py --model results/base/model --adapter results/dpo/adapter \
+		--heldout results/data/heldout.jsonl
 	@$(IN_VENV) python bench/dataset.py --model results/base/model $(ARGS)
 
 .venv: .venv/.installed

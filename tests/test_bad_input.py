@@ -50,6 +50,10 @@ CONFIG_MISTAKES = {
         "evaluation.judges.a: unknown key api_key; allowed are gguf, base_url, model, api_key_env",
     ),
     "judge called rubric": ({"evaluation": {"max_pairs": 9, "judges": {"rubric": {}}}}, "evaluation.judges: 'rubric'"),
+    "unknown type": (
+        {"export": {"types": ["q4_k_m", "q4_k_x"], "imatrix": False, "max_new_tokens": 9}},
+        "export.types.1: 'q4_k_x' is not one of ['q8_0', 'q6_k',",
+    ),
     "unknown section": ({"trainning": {}}, "top level: unknown key trainning"),
 }
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from dpo import chat, gguf_scores, preferences
 from dpo.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from dpo.models import completion_logps, load_model
+from dpo.quantization import TYPES
 from small_model import make_small_model
 from workflow import PROJECT
 
@@ -178,6 +180,11 @@ def test_a_model_that_never_ends_must_not_ship(tmp_path):
     run("convert_to_gguf.py", "--model", tmp_path / "merged", "--gguf", tmp_path / "model-f16.gguf")
     run("quantize_gguf.py", "--gguf", tmp_path / "model-f16.gguf", "--quantized", tmp_path / "model-q4_k_m.gguf")
     refused(tmp_path, "no answer reached an end token")
+
+
+def test_config_may_name_every_type_that_can_be_quantised_to():
+    schema = yaml.safe_load((PROJECT / "schemas/config.schema.yaml").read_text())
+    assert set(schema["properties"]["export"]["properties"]["types"]["items"]["enum"]) == set(TYPES)
 
 
 def test_quantising_what_is_no_gguf_is_an_error_and_leaves_nothing(tmp_path):

@@ -266,7 +266,7 @@ def test_the_ladder_goes_from_the_adapter_to_the_file_and_agrees_with_itself(fin
     assert rungs["adapter"]["neutral"]["perplexity"]["value"] == pytest.approx(preferences["neutral"]["perplexity"])
     # On a CPU the trainer computes in float32 too, so it sees the same model.
     assert rungs["trainer"]["margin"]["value"] == pytest.approx(rungs["adapter"]["margin"]["value"], abs=1e-4)
-    for name, limit in (("trainer", 1e-8), ("merged", 1e-4), ("f16", 1e-4)):
+    for name, limit in (("trainer", 1e-6), ("merged", 1e-4), ("f16", 1e-4)):
         assert 0 <= rungs[name]["neutral"]["kl"]["mean"] < limit, name
     for rung in rungs.values():
         assert rung["token_ids"] == {"prompts": 14, "equal": 14, "first_other": None}

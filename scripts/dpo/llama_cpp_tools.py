@@ -20,8 +20,13 @@ from dpo.cli import UserError
 
 RECIPE = Path(__file__).parents[2] / "envs" / "llama_cpp_tools" / "CMakeLists.txt"
 SOURCE_PARTS = ("cmake/", "common/", "scripts/ui-assets.cmake", "src/", "tools/", "vendor/")
-# Each program, and how long two cores compile at it.
-TOOLS = {"llama-imatrix": "20 seconds", "llama-perplexity": "20 seconds", "llama-cli": "2 to 4 minutes"}
+# Each program, and how long compiling it takes two cores.
+TOOLS = {
+    "llama-imatrix": "20 seconds",
+    "llama-perplexity": "20 seconds",
+    "llama-quantize": "20 seconds",
+    "llama-cli": "2 to 4 minutes",
+}
 QUOTED = 15  # lines of a failed build
 
 
@@ -44,7 +49,7 @@ def find_tool(name: str) -> Path:
     with open(program.parent / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():  # else another process compiled it while this one waited
-            print(f"compiling llama.cpp's {name}, this once: about {TOOLS[name]} on two cores", flush=True)
+            print(f"compiling llama.cpp's {name}, this once: {TOOLS[name]} on two cores", flush=True)
             with staged_file(program) as partial:
                 compile_tool(name, partial)
     return program

@@ -19,8 +19,9 @@ TYPES: dict[str, int] = {
     for name, number in vars(llama_cpp).items()
     if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in LEFT_OUT
 }
-# Without an importance matrix llama.cpp refuses to write these: the result would be garbage.
-NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "q2_k_s"}
+# Without an importance matrix llama.cpp refuses to write these: the result would be garbage. Of iq3_xs and iq3_xxs it
+# depends on the model's shapes whether it does.
+NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "q2_k_s"}
 
 SUMS, COUNTS = ".in_sum2", ".counts"  # ends of the names of an importance matrix's tensors
 ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
@@ -50,6 +51,8 @@ def read_imatrix(file: Path) -> tuple[dict, dict[str, str | int]]:
             sums = found[name + SUMS].reshape(len(counts), -1)
             # What was never multiplied with anything, an expert that no token was sent to, counts as 1.
             means[name] = numpy.where(counts > 0, sums / numpy.maximum(counts, 1), 1).astype(numpy.float32).ravel()
+            if not (means[name] >= 0).all():
+                raise ValueError(f"a mean square of {name} is not a number of 0 or more")
         noted = {
             "quantize.imatrix.file": file.name,
             "quantize.imatrix.dataset": reader.get_field("imatrix.datasets").contents()[0],
@@ -74,13 +77,14 @@ def quantize(gguf: Path, quantized: Path, type: str, imatrix: Path | None = None
     Raises:
         UserError: llama.cpp refused the file or crashed on it, or the type needs an importance matrix.
     """
+    lacking = f"llama.cpp writes {gguf} as {type} only with an importance matrix; set `export.imatrix: true`"
     if type in NEED_IMATRIX and imatrix is None:
-        raise UserError(f"llama.cpp writes {type} only with an importance matrix; set `export.imatrix: true`")
+        raise UserError(lacking)
     refused, damaged = f"llama.cpp could not quantise {gguf} to {type}", "if a file is damaged, delete it and run again"
     crashed = f"{refused}: it crashed, see above; {damaged}"
     reason = child_process.run(crashed, call_llama_cpp, gguf, quantized, type, imatrix)
     if reason:
-        raise UserError(f"{refused}: {reason}; {damaged}")
+        raise UserError(lacking if "requires an importance matrix" in reason else f"{refused}: {reason}; {damaged}")
 
 
 def call_llama_cpp(gguf: Path, quantized: Path, type: str, imatrix: Path | None) -> str:
@@ -105,9 +109,8 @@ def call_llama_cpp(gguf: Path, quantized: Path, type: str, imatrix: Path | None)
     # Quantising asks for no particular tensors or sizes, and lets damaged ones pass; loading does not.
     loading = llama_cpp.llama_model_default_params()
     loading.n_gpu_layers, loading.check_tensors = 0, True
-    return (
-        "" if llama_cpp.llama_model_load_from_file(bytes(quantized), loading) else f"the result is broken: {errors[0]}"
-    )
+    model = llama_cpp.llama_model_load_from_file(bytes(quantized), loading)
+    return "" if model else f"what came out cannot be loaded, {errors[0]}"
 
 
 def as_imatrix_data(means: dict) -> ctypes.Array:
