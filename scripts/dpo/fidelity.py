@@ -78,8 +78,8 @@ def check_gates(ladder: list[dict], limits: dict, quantized: list[str]) -> list[
     )
     for name in quantized:
         cause = (
-            f"{rungs[name]['file']['bits_per_weight']:.2f} bits a weight, of the tensor types that llama.cpp chose, hold too "
-            "little of what was trained; put another type into export.types (q6_k, q8_0), or set export.imatrix: true"
+            f"{rungs[name]['file']['bits_per_weight']:.2f} bits a weight, in the tensor types that llama.cpp chose, "
+            "hold too little; put another type into export.types (q6_k, q8_0), or set export.imatrix: true"
         )
         gates.append(margin_gate(rungs[name], limits["quantized_kept"], cause))
     for rung in ladder:
