@@ -22,7 +22,7 @@ def test_each_rule_has_a_script_log_and_benchmark_of_its_own_name():
         assert f"python scripts/{name}.py" in block
         assert f'code("{name}")' in block
         assert f'"logs/{name}/' in block
-        assert f'"benchmarks/{name}/' in block or name in ("summarize", "render_report"), name
+        assert f'"benchmarks/{name}/' in block or name in ("summarize", "render_report", "render_model_card"), name
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
