@@ -310,10 +310,13 @@ def test_llama_cpp_says_which_types_need_an_importance_matrix(tmp_path):
     options = llama_cpp.llama_model_quantize_default_params()
     options.dry_run = True
     need = set()
-    for type, options.ftype in quantization.TYPES.items():
-        lines.clear()
-        assert llama_cpp.llama_model_quantize(bytes(tmp_path / "model-f16.gguf"), b"", options) == 0, type
-        if any("will require an imatrix" in line for line in lines):
-            need.add(type)
+    try:
+        for type, options.ftype in quantization.TYPES.items():
+            lines.clear()
+            assert llama_cpp.llama_model_quantize(bytes(tmp_path / "model-f16.gguf"), b"", options) == 0, type
+            if any("will require an imatrix" in line for line in lines):
+                need.add(type)
+    finally:  # or llama.cpp would call what is gone by then
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, None)
     assert need == quantization.NEED_IMATRIX | {"iq3_xs", "iq3_xxs"}
     refused(tmp_path, "as iq3_xxs only with an importance matrix; set `export.imatrix: true`", "--type", "iq3_xxs")
