@@ -31,8 +31,8 @@ def main() -> None:
     signs = {True: "passed", False: "FAILED", None: "no margin to lose"}
     for gate in gates:
         figures = f"{spell(gate['value'])}, limit {spell(gate['limit'])}"
-        print(f"{gate['rung']}: {gate['what']}: {figures}: {signs[gate['passed']]}")
-    if failed := [gate for gate in gates if gate["passed"] is False]:
+        print(f"{gate['rung']}: {gate['what']}: {figures}: {signs[gate['met']]}")
+    if failed := [gate for gate in gates if gate["met"] is False]:
         lines = [
             f"{gate['rung']}: {gate['what']} is {spell(gate['value'])}, the limit is {spell(gate['limit'])}; "
             f"likely cause: {gate['cause']}"

@@ -19,7 +19,7 @@ from dpo.cli import UserError
 MAY_BE_NULL = {
     "peak_memory_mb", "git_commit", "position", "first", "consistent", "longer",
     "when_longer_is_better", "when_shorter_is_better", "length_controlled", "better",
-    "above", "kept", "kept_from_float32", "step", "step_kept", "kl", "same_top", "first_other", "passed",
+    "above", "kept", "kept_from_float32", "step_kept", "same_top", "first_other", "met",
 }  # fmt: skip
 
 RUNGS = {

@@ -49,7 +49,7 @@ def ladder(merged=0.99, quantized=0.95, kl=1e-5):
 
 
 def failed(found):
-    return [(gate["rung"], gate["what"]) for gate in found if gate["passed"] is False]
+    return [(gate["rung"], gate["what"]) for gate in found if gate["met"] is False]
 
 
 def test_margins_are_in_units_of_the_reward_and_shares_are_of_the_adapters():
@@ -74,7 +74,7 @@ def test_noise_that_the_base_has_too_does_not_count_unless_measured_from_float32
 def test_the_gates_pass_what_keeps_enough():
     gates = fidelity.check_gates(ladder(), LIMITS, ["q4_k_m"])
     assert len(gates) == 3 + 4
-    assert all(gate["passed"] for gate in gates)
+    assert all(gate["met"] for gate in gates)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_training_that_taught_nothing_has_no_shares_and_fails_no_margin_gate()
     assert found[0]["kept"] is None
     assert found[1]["step_kept"] is None
     gates = fidelity.check_gates(found, LIMITS, [])
-    assert [gate["passed"] for gate in gates] == [None, True, True, True]
+    assert [gate["met"] for gate in gates] == [None, True, True, True]
 
 
 def check(tmp_path, rungs):
@@ -125,7 +125,7 @@ def test_a_failed_gate_stops_with_rung_figure_limit_and_cause(tmp_path):
 def test_gates_that_pass_are_written_down(tmp_path):
     result = check(tmp_path, ladder())
     assert result.returncode == 0, result.stderr
-    assert {gate["passed"] for gate in json.loads((tmp_path / "check.json").read_text())["gates"]} == {True}
+    assert {gate["met"] for gate in json.loads((tmp_path / "check.json").read_text())["gates"]} == {True}
 
 
 def test_divergence_is_that_of_the_textbook():

@@ -143,7 +143,7 @@ def test_gguf_reader_and_llama_cpp_read_the_same(exported):
 
 def test_a_failed_build_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/bin/false")
-    with pytest.raises(UserError, match=r"(?s)llama-imatrix could not be compiled; .*/bin/false"):
+    with pytest.raises(UserError, match=r"llama-imatrix could not be compiled; `make \.venv` completes what it needs"):
         llama_cpp_tools.compile_tool("llama-imatrix", tmp_path / "llama-imatrix")
     assert not list(tmp_path.iterdir())
 

@@ -653,7 +653,7 @@ def test_a_training_that_taught_nothing_is_shown_without_shares():
         rung |= {"kept": None, "kept_from_float32": None, "step_kept": None}
     for gate in summary["runs"]["dpo"]["fidelity"]["gates"]:
         if gate["what"].startswith("share"):
-            gate |= {"value": None, "passed": None}
+            gate |= {"value": None, "met": None}
     text = Page(render(summary)).text
     assert "too little of the preference to tell" in text
     assert "cannot be told" in text

@@ -56,7 +56,7 @@ def check_gates(ladder: list[dict], limits: dict, quantized: list[str]) -> list[
         quantized: names of the quantised rungs.
 
     Returns:
-        A row for each gate: `rung`, `what` is measured, `value` and `limit`, `passed` (None where the adapter has no
+        A row for each gate: `rung`, `what` is measured, `value` and `limit`, `met` (None where the adapter has no
         margin to lose), and the likely `cause` of a failure.
     """
     rungs = {rung["name"]: rung for rung in ladder}
@@ -72,7 +72,7 @@ def check_gates(ladder: list[dict], limits: dict, quantized: list[str]) -> list[
             "what": "mean KL divergence from the adapter in float32",
             "value": merged_kl,
             "limit": limits["merged_kl"],
-            "passed": merged_kl <= limits["merged_kl"],
+            "met": merged_kl <= limits["merged_kl"],
             "cause": rounding,
         }
     )
@@ -90,7 +90,7 @@ def check_gates(ladder: list[dict], limits: dict, quantized: list[str]) -> list[
                 "what": "prompts with the token ids of the model that it was made from",
                 "value": found["equal"],
                 "limit": found["prompts"],
-                "passed": found["equal"] == found["prompts"],
+                "met": found["equal"] == found["prompts"],
                 "cause": "its tokenizer splits text otherwise than the one that training used: tokens were added or "
                 "changed, or llama.cpp does not know the pre-tokenizer (metadata tokenizer.ggml.pre)",
             }
@@ -106,6 +106,6 @@ def margin_gate(rung: dict, limit: float, cause: str) -> dict:
         "what": "share of the adapter's margin kept",
         "value": value,
         "limit": limit,
-        "passed": None if value is None else value >= limit,
+        "met": None if value is None else value >= limit,
         "cause": cause,
     }
