@@ -232,7 +232,7 @@ def test_a_file_is_scored_against_what_it_was_made_from(exported, tmp_path):
     result = score_gguf(exported, exported / "model-q4_k_m.gguf", exported / "model-f16.gguf", tmp_path / "q4_k_m.json")
     assert result.returncode == 0, result.stderr
     f16, quantized = (read_json(tmp_path / f"{name}.json") for name in ("f16", "q4_k_m"))
-    assert f16["neutral"]["kl"]["mean"] < 1e-4 < quantized["neutral"]["kl"]["mean"]
+    assert f16["neutral"]["kl"]["mean"] < quantized["neutral"]["kl"]["mean"] < 1e-3
     assert f16["neutral"]["same_top"] > 0.99
     for scores in (f16, quantized):
         assert len(scores["pairs"]) == 3
