@@ -18,8 +18,9 @@ run: .venv/.installed
 test: .venv/.installed
 	@$(IN_VENV) pytest $(ARGS)
 
+# Without ruff's cache: it keeps a file's verdict when a module that the file imports comes or goes.
 lint: .venv/.installed
-	@$(IN_VENV) ruff check .
+	@$(IN_VENV) ruff check --no-cache .
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) snakefmt --check Snakefile rules
 	@$(IN_VENV) snakemake --lint

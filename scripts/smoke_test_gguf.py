@@ -15,14 +15,13 @@ import json
 import struct
 from pathlib import Path
 
-from dpo.quantization import TYPES
-
 from dpo import chat, cli, rubric
 from dpo.artifacts import read_json, sha256_of, staged_file, write_json
 from dpo.cli import UserError
 from dpo.gguf_chat import inspect_and_answer, run_in_child
 from dpo.modelfile import write_modelfile
 from dpo.prompts import notebook_prompts, read_prompts
+from dpo.quantization import TYPES
 
 
 def tensor_count(gguf: Path) -> int:
