@@ -51,6 +51,19 @@ def explain(fault):
     return fault.message
 
 
+def check_loss(run, settings):
+    """Stop where a run's loss would ignore its label_smoothing, as TRL does without a word, or cannot do without it."""
+    smoothed, needed = ("robust", "exo_pair", "aot", "aot_unpaired"), ("exo_pair",)
+    loss_type, smoothing = settings["loss_type"], settings["label_smoothing"]
+    if smoothing and loss_type not in smoothed:
+        raise WorkflowError(
+            f"config.yaml: run {run}: loss_type {loss_type} takes no label_smoothing; set it to 0.0, "
+            f"or loss_type to {', '.join(smoothed)}"
+        )
+    if not smoothing and loss_type in needed:
+        raise WorkflowError(f"config.yaml: run {run}: loss_type {loss_type} needs a label_smoothing, such as 1.0e-3")
+
+
 def check_config():
     """Stop with one line a fault, naming the key and what is allowed, where config does not fit the schema."""
     schema = yaml.safe_load(Path(workflow.basedir, "schemas/config.schema.yaml").read_text())
@@ -58,6 +71,8 @@ def check_config():
     if faults:
         lines = [f"  {'.'.join(map(str, fault.path)) or 'top level'}: {explain(fault)}" for fault in faults]
         raise WorkflowError("\n".join(["config.yaml is not valid:", *lines]))
+    for run, changed in config["runs"].items():
+        check_loss(run, config["training"] | changed)
 
 
 check_config()
@@ -96,11 +111,23 @@ SHIPPED = TYPES[0]
 JUDGES = {"rubric": {}} | config["evaluation"]["judges"]
 
 
+def run_settings(run):
+    """The training settings of a run: the `training` section with the run's own keys on top."""
+    return config["training"] | config["runs"][run]
+
+
+def precision_of(run):
+    """The name of a run's precision, on which its reference log-probabilities depend besides data and base model."""
+    settings = run_settings(run)
+    return f"bf16-{str(settings['bf16']).lower()}" + (".4bit" if settings["load_in_4bit"] else "")
+
+
 wildcard_constraints:
     set="train|heldout",
     run="|".join(RUNS),
     variant="|".join(["base", *RUNS]),
     judge="|".join(JUDGES),
+    precision="|".join(sorted({re.escape(precision_of(run)) for run in RUNS})),
     quantized="|".join(TYPES),
     type="|".join(["f16", *TYPES]),
 
@@ -111,14 +138,21 @@ def as_setting(value):
     return json.dumps(value, sort_keys=True)
 
 
-def run_settings(run):
-    """The training settings of a run: the `training` section with the run's own keys on top."""
-    return config["training"] | config["runs"][run]
-
-
 def training_settings(run):
     """What train_dpo needs to know of a run: its training settings and where answers are cut."""
     return run_settings(run) | {"max_length": config["data"]["max_length"]}
+
+
+def reference_settings(precision):
+    """What compute_reference_logps needs to know of a precision."""
+    run = next(run for run in RUNS if precision_of(run) == precision)
+    return {key: training_settings(run)[key] for key in ("bf16", "load_in_4bit", "max_length")}
+
+
+def reference_of(wildcards):
+    """The reference log-probabilities of a run, shared by all runs of its precision; other trainers compute their own."""
+    ours = run_settings(wildcards.run)["trainer"] == "shared_prompt"
+    return f"results/base/reference_logps/{precision_of(wildcards.run)}.jsonl" if ours else []
 
 
 def code(rule_name):

@@ -1,8 +1,34 @@
+# Before training, and the same for every run: the base model's own view of the pairs.
+rule compute_reference_logps:
+    input:
+        code("compute_reference_logps"),
+        train="results/data/train.jsonl",
+        model="results/base/model",
+    output:
+        "results/base/reference_logps/{precision}.jsonl",
+    log:
+        "logs/compute_reference_logps/{precision}.log",
+    benchmark:
+        "benchmarks/compute_reference_logps/{precision}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    threads: workflow.cores
+    params:
+        settings=lambda wildcards: as_setting(reference_settings(wildcards.precision)),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        python scripts/compute_reference_logps.py --train {input.train:q} --model {input.model:q} \
+            --settings {params.settings:q} --logps {output:q}
+        """
+
+
 rule train_dpo:
     input:
         code("train_dpo"),
         train="results/data/train.jsonl",
         model="results/base/model",
+        reference=reference_of,
     output:
         adapter=directory("results/{run}/adapter"),
         training="results/{run}/training.jsonl",
@@ -15,11 +41,13 @@ rule train_dpo:
     threads: workflow.cores
     params:
         settings=lambda wildcards: as_setting(training_settings(wildcards.run)),
+        reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",
         # Not an output: Snakemake deletes the outputs of a failed job, and these are what it resumes from.
         checkpoints=lambda wildcards: f"results/{wildcards.run}/checkpoints",
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/train_dpo.py --train {input.train:q} --model {input.model:q} --settings {params.settings:q} \
-            --checkpoints {params.checkpoints:q} --adapter {output.adapter:q} --log {output.training:q}
+        python scripts/train_dpo.py --train {input.train:q} --model {input.model:q} {params.reference} \
+            --settings {params.settings:q} --checkpoints {params.checkpoints:q} \
+            --adapter {output.adapter:q} --log {output.training:q}
         """

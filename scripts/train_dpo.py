@@ -1,6 +1,7 @@
-"""Train a LoRA adapter with Direct Preference Optimization, through Unsloth's model and TRL's `DPOTrainer`.
+"""Train a LoRA adapter with Direct Preference Optimization, through TRL's `DPOTrainer`.
 
     python scripts/train_dpo.py --train results/data/train.jsonl --model results/base/model \
+        --reference results/base/reference_logps/bf16-auto.jsonl \
         --settings '{"beta": 0.1, …}' --checkpoints results/dpo/checkpoints \
         --adapter results/dpo/adapter --log results/dpo/training.jsonl
 
@@ -8,7 +9,10 @@ The settings are the `training:` section of config.yaml plus `max_length`, under
 code runs on a CPU and on a GPU. Interrupted, the same command goes on from its last checkpoint.
 
 DPO: Rafailov et al. 2023, arXiv 2305.18290, equation 7. With a fresh adapter policy and reference agree, so the first
-loss is -log sigmoid(0) = ln 2; anything else means that the two do not see the same model, and training stops.
+implicit rewards are 0; anything else means that the two do not see the same model, and training stops.
+
+The last line of the log also says what the loss on training pairs is in the end, at most CHECKED_PAIRS of them:
+`final_loss` as the trainer computes it, `final_loss_float32` with every product in float32.
 """
 
 import argparse
@@ -18,66 +22,49 @@ import shutil
 import time
 from pathlib import Path
 
-from dpo import cli
+from dpo import chat, cli
 from dpo.artifacts import read_jsonl, sha256_of, staged_folder, write_json, write_jsonl
 from dpo.cli import UserError
-from dpo.policy import load_policy
+from dpo.preferences import choose_pairs
 
-FIRST_LOSS = math.log(2)
-FIRST_LOSS_TOLERANCE = 0.01
+FIRST_REWARD_TOLERANCE = 0.02
+CHECKED_PAIRS = 20
 SECONDS_BETWEEN_LINES = 10
 
 
-def make_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkpoints: Path):
-    """Return a `trl.DPOTrainer` over rows in conversational format.
+def make_trainer(policy, tokenizer, rows: list[dict], reference: list[dict], settings: dict, checkpoints: Path):
+    """Return the trainer that the settings ask for, or TRL's where the shared layout cannot serve.
 
-    In float32 the reference log-probabilities are computed once, before training. In 16 bits they come with each batch:
-    there they depend on the batch's padding, by half a nat an answer, and policy and reference must see the same.
+    Args:
+        policy, tokenizer: from `load_policy`.
+        rows: pairs in conversational format.
+        reference: their log-probabilities under the base model, empty where the trainer computes them itself.
+        settings: of the training.
+        checkpoints: folder for checkpoints.
     """
-    import torch
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
-    from unsloth import is_bfloat16_supported
+    from dpo import trainer as trainers
+    from dpo.shared_prompt import why_not
 
-    gpu = torch.cuda.is_available()
-    config = DPOConfig(
-        output_dir=str(checkpoints),
-        beta=settings["beta"],
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type=settings["lr_scheduler_type"],
-        max_steps=settings["max_steps"],
-        warmup_steps=settings["warmup_steps"],
-        per_device_train_batch_size=settings["per_device_train_batch_size"],
-        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
-        gradient_checkpointing=bool(settings["use_gradient_checkpointing"]),
-        max_length=settings["max_length"],
-        precompute_ref_log_probs=not gpu,
-        optim=settings["optim"],
-        weight_decay=settings["weight_decay"],
-        seed=settings["seed"],
-        logging_steps=settings["logging_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_steps=settings["save_steps"],
-        save_total_limit=2,
-        report_to=settings["report_to"],
-        bf16=gpu and is_bfloat16_supported(),
-        fp16=gpu and not is_bfloat16_supported(),
-        dataloader_pin_memory=gpu,
-        disable_tqdm=True,
-    )
-    trainer = DPOTrainer(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
-    # TRL keeps a copy of the fresh adapter as reference, which equals the bare base model. With two adapters in a
-    # checkpoint transformers would resume from the copy instead of the trained one; without it TRL refers to the base.
-    if "ref" in policy.peft_config:
-        policy.delete_adapter("ref")
-    return trainer
+    if settings["trainer"] != "shared_prompt":
+        return trainers.make_trl_trainer(policy, tokenizer, rows, settings, checkpoints)
+    reason = why_not(policy.config)
+    if settings["loss_type"] in trainers.NEED_TRLS_BATCHES:
+        reason = f"loss type {settings['loss_type']} compares the pairs of a batch with each other"
+    if reason:
+        print(f"trainer: trl instead of shared_prompt, since {reason}")
+        return trainers.make_trl_trainer(policy, tokenizer, rows, settings, checkpoints)
+    if [row["id"] for row in rows] != [row["id"] for row in reference]:
+        raise UserError("the reference log-probabilities are of other pairs; delete results/base/reference_logps")
+    rows = [
+        chat.pair_ids(tokenizer, row, settings["max_length"])
+        | {key: logps[key] for key in ("ref_chosen_logps", "ref_rejected_logps")}
+        for row, logps in zip(rows, reference, strict=True)
+    ]
+    return trainers.make_shared_prompt_trainer(policy, tokenizer, rows, settings, checkpoints)
 
 
 def watch(trainer) -> None:
-    """Have the trainer time each logged step, print progress, and stop on a wrong first loss or a non-finite value."""
+    """Have the trainer time each logged step, print progress, and stop where the first rewards or a non-finite value say so."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -100,7 +87,7 @@ def watch(trainer) -> None:
             entry["seconds"] = round(self.seconds_before + time.monotonic() - self.started, 3)
             check_finite(entry)
             if entry["step"] == 1:
-                check_first_loss(entry["loss"])
+                check_first_rewards(entry)
             self.show(state, f"loss {entry['loss']:.4f}, reward margin {entry['rewards/margins']:+.3f}, ")
 
         def show(self, state, measured=""):
@@ -122,14 +109,31 @@ def check_finite(entry: dict) -> None:
             )
 
 
-def check_first_loss(loss: float) -> None:
-    """Raise `UserError` unless the first loss is ln 2, as it must be while policy and reference agree."""
-    if not abs(loss - FIRST_LOSS) <= FIRST_LOSS_TOLERANCE:
-        raise UserError(
-            f"the first loss is {loss:.4f}, not ln 2 = {FIRST_LOSS:.4f} (±{FIRST_LOSS_TOLERANCE}): policy and "
-            "reference do not agree before training. Installed are other versions of unsloth, trl or peft than those "
-            "in envs/requirements.txt (remove .venv and run `make .venv`), or they do not support this model"
-        )
+def check_first_rewards(entry: dict) -> None:
+    """Raise `UserError` unless the first implicit rewards are 0, as they must be while policy and reference agree."""
+    for side in ("chosen", "rejected"):
+        reward = entry[f"rewards/{side}"]
+        if not abs(reward) <= FIRST_REWARD_TOLERANCE:
+            raise UserError(
+                f"before training the {side} answers' mean implicit reward is {reward:.4f}, not 0 "
+                f"(±{FIRST_REWARD_TOLERANCE}): policy and reference do not agree. Either results/base/reference_logps is of "
+                "another model (delete it), or installed are other versions of unsloth, trl or peft than those in "
+                "envs/requirements.txt (remove .venv and run `make .venv`), or they do not support this model"
+            )
+
+
+def final_losses(trainer) -> dict:
+    """Return what the last line of the log says of the loss in the end; nothing where float32 has no code for it."""
+    from dpo import trainer as trainers
+    from dpo.shared_prompt import why_not
+
+    if why_not(trainer.model.config):
+        return {}
+    rows = choose_pairs(trainer.train_dataset.to_list(), CHECKED_PAIRS)
+    return {
+        "final_loss": trainers.loss_on(trainer, rows),
+        "final_loss_float32": trainers.float32_loss_on(trainer, rows),
+    }
 
 
 def claim_checkpoints(folder: Path, stamp: dict) -> str | None:
@@ -150,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="training set that build_dataset wrote")
     parser.add_argument("--model", type=Path, required=True, help="base model, a Hugging Face folder")
+    parser.add_argument("--reference", type=Path, help="file that compute_reference_logps wrote, for shared_prompt")
     parser.add_argument("--settings", type=json.loads, required=True, help="training settings, as JSON")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints, removed when done")
     parser.add_argument("--adapter", type=Path, required=True, help="folder to write: LoRA adapter and tokenizer")
@@ -157,13 +162,14 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = arguments.settings
 
-    # unsloth patches transformers and trl, so it is imported before either.
+    from dpo.policy import load_policy
+
     policy, tokenizer = load_policy(arguments.model, settings)
     weights = {file.name: sha256_of(file) for file in sorted(arguments.model.glob("*.safetensors"))}
     stamp = {"settings": settings, "train": sha256_of(arguments.train), "weights": weights}
     checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
-    rows = read_jsonl(arguments.train)
-    trainer = make_trainer(policy, tokenizer, rows, settings, arguments.checkpoints)
+    reference = read_jsonl(arguments.reference) if arguments.reference else []
+    trainer = make_trainer(policy, tokenizer, read_jsonl(arguments.train), reference, settings, arguments.checkpoints)
     watch(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -171,7 +177,9 @@ def main() -> None:
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink()  # PEFT's blank model card
-    write_jsonl(arguments.log, (entry for entry in trainer.state.log_history if "loss" in entry))
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    lines[-1] |= final_losses(trainer)
+    write_jsonl(arguments.log, lines)
     shutil.rmtree(arguments.checkpoints)
 
 

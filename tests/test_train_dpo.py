@@ -3,16 +3,21 @@
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from dpo import chat
+from dpo import trainer as trainers
 from dpo.cli import UserError
 from dpo.layouts import Pair
 from dpo.models import completion_logps, load_model
+from dpo.policy import load_policy
 from dpo.tokenisation import Lengths, Tokenisation
 from preference_data import build
 from workflow import PROJECT
@@ -39,34 +44,101 @@ def rows(shipped):
     return shipped[:4]
 
 
+def compute_reference(folder, model, rows, **settings):
+    """Write rows and their reference log-probabilities into `folder`; return the finished process."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {key: (SETTINGS | settings)[key] for key in ("bf16", "load_in_4bit", "max_length")}
+    command = [sys.executable, str(SCRIPT.with_name("compute_reference_logps.py")), "--train", folder / "train.jsonl"]
+    command += ["--model", model, "--settings", json.dumps(settings), "--logps", folder / "logps.jsonl"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
 def train(folder, model, rows, **settings):
-    """Run the program on rows; return the finished process. Writes into `folder`."""
-    data = folder / "train.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(SCRIPT), "--train", str(data), "--model", str(model)]
-    command += ["--settings", json.dumps(SETTINGS | settings), "--checkpoints", str(folder / "checkpoints")]
-    command += ["--adapter", str(folder / "adapter"), "--log", str(folder / "training.jsonl")]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Run both programs on rows; return the finished training. Writes into `folder`."""
+    reference = compute_reference(folder, model, rows, **settings)
+    assert reference.returncode == 0, reference.stderr
+    command = [sys.executable, SCRIPT, "--train", folder / "train.jsonl", "--model", model]
+    command += ["--settings", json.dumps(SETTINGS | settings), "--checkpoints", folder / "checkpoints"]
+    command += ["--adapter", folder / "adapter", "--log", folder / "training.jsonl"]
+    if (SETTINGS | settings)["trainer"] == "shared_prompt":
+        command += ["--reference", folder / "logps.jsonl"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def test_training_learns_and_logs_every_step_in_full(small_model, rows, tmp_path):
-    result = train(tmp_path, small_model, rows, max_steps=12, learning_rate=5e-3)
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+
+
+def adapter_of(folder):
+    tensors = load_file(folder / "adapter/adapter_model.safetensors")
+    return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
+
+
+@pytest.mark.parametrize("bf16", ["auto", True, False])
+def test_training_learns_and_logs_every_step_in_full(bf16, small_model, rows, tmp_path):
+    result = train(tmp_path, small_model, rows, max_steps=12, learning_rate=5e-3, bf16=bf16)
     assert result.returncode == 0, result.stderr
-    log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    log = log_of(tmp_path)
     assert [entry["step"] for entry in log] == list(range(1, 13))
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert log[-1]["loss"] < log[0]["loss"] - 0.05
     assert log[-1]["rewards/margins"] > 0
     keys = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected"}
     assert keys | {"learning_rate", "grad_norm", "seconds"} <= set(log[-1])
+    assert log[-1]["final_loss"] == pytest.approx(log[-1]["final_loss_float32"], rel=0.02)
+    assert log[-1]["final_loss"] < log[0]["loss"]
     assert "minutes left" in result.stdout
 
 
-def test_four_bit_training_runs_on_the_cpu(small_model, rows, tmp_path):
-    result = train(tmp_path, small_model, rows, load_in_4bit=True)
+def test_all_trainers_make_the_same_adapter(small_model, rows, tmp_path):
+    """From the same start, in float32, to a few digits."""
+    logs, adapters = {}, {}
+    for trainer in ("shared_prompt", "trl", "unsloth"):
+        (tmp_path / trainer).mkdir()
+        parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+        settings = {"trainer": trainer, "bf16": False, "max_steps": 6, "learning_rate": 1e-3} | parts
+        result = train(tmp_path / trainer, small_model, rows, **settings)
+        assert result.returncode == 0, result.stderr
+        assert "instead of" not in result.stdout
+        logs[trainer], adapters[trainer] = log_of(tmp_path / trainer), adapter_of(tmp_path / trainer)
+    for trainer in ("trl", "unsloth"):
+        for ours, theirs in zip(logs["shared_prompt"], logs[trainer], strict=True):
+            for key in ("loss", "rewards/chosen", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (trainer, key, ours["step"])
+        assert torch.nn.functional.cosine_similarity(adapters["shared_prompt"], adapters[trainer], dim=0) > 0.9999
+    assert {"entropy", "mean_token_accuracy", "logits/chosen"} <= set(logs["trl"][0])
+    for key in ("entropy", "mean_token_accuracy", "logits/chosen", "num_tokens"):
+        assert logs["shared_prompt"][-1][key] == pytest.approx(logs["trl"][-1][key], rel=1e-3)
+
+
+@pytest.mark.parametrize("trainer", ["shared_prompt", "unsloth"])
+def test_four_bit_training_runs_on_the_cpu(trainer, small_model, rows, tmp_path):
+    result = train(tmp_path, small_model, rows, load_in_4bit=True, trainer=trainer)
     assert result.returncode == 0, result.stderr
-    assert "4-bit = True" in result.stdout
-    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
+    if trainer == "unsloth":
+        assert "4-bit = True" in result.stdout
+    losses = [entry["loss"] for entry in log_of(tmp_path)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert adapter_of(tmp_path).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason"),
+    [
+        ({"hidden_act": "gelu"}, {}, "its activation is gelu, not silu"),
+        ({}, {"loss_type": "aot"}, "loss type aot compares the pairs of a batch"),
+    ],
+)
+def test_what_the_shared_layout_cannot_serve_is_trained_by_trl(change, settings, reason, small_model, rows, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | change))
+    result = train(tmp_path, model, rows, learning_rate=1e-3, **settings)
+    assert result.returncode == 0, result.stderr
+    assert f"trainer: trl instead of shared_prompt, since {reason}" in result.stdout
+    assert ((tmp_path / "logps.jsonl").read_text() == "") == bool(change)
+    log = log_of(tmp_path)
+    assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_a_training_that_turns_non_finite_names_the_setting_and_leaves_no_adapter(small_model, rows, tmp_path):
@@ -77,56 +149,74 @@ def test_a_training_that_turns_non_finite_names_the_setting_and_leaves_no_adapte
     assert not (tmp_path / "adapter").exists()
 
 
-def test_tokens_and_reference_are_trls_own(small_model, shipped, tmp_path):
-    """The log-probabilities that pairs are scored with, and the lengths in the audit, are those that training uses."""
-    code = f"""
-import json, sys
-sys.path.insert(0, {str(PROJECT / "scripts")!r})
-import train_dpo
-settings = json.loads(sys.argv[1])
-policy, tokenizer = train_dpo.load_policy(sys.argv[2], settings)
-trainer = train_dpo.make_trainer(policy, tokenizer, json.loads(sys.argv[3]), settings, sys.argv[4])
-columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
-print(json.dumps(trainer.train_dataset.select_columns(columns).to_list()))
-"""
-    command = [sys.executable, "-c", code, json.dumps(SETTINGS), str(small_model), json.dumps(shipped), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    prepared = json.loads(result.stdout.splitlines()[-1])
+def test_reference_log_probabilities_of_other_pairs_are_refused(small_model, rows, tmp_path):
+    assert compute_reference(tmp_path, small_model, rows[:3]).returncode == 0
+    logps = (tmp_path / "logps.jsonl").read_text()
+    compute_reference(tmp_path, small_model, rows)
+    (tmp_path / "logps.jsonl").write_text(logps)
+    command = [sys.executable, SCRIPT, "--train", tmp_path / "train.jsonl", "--model", small_model, "--settings"]
+    command += [
+        json.dumps(SETTINGS),
+        "--reference",
+        tmp_path / "logps.jsonl",
+        "--checkpoints",
+        tmp_path / "checkpoints",
+    ]
+    command += ["--adapter", tmp_path / "adapter", "--log", tmp_path / "training.jsonl"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "are of other pairs; delete results/base/reference_logps" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("max_length", [512, 100])
+def test_tokens_and_reference_are_trls_own(max_length, small_model, shipped, tmp_path):
+    """Those that training uses are those of TRL's own trainer, and of the log-probabilities that pairs are scored with."""
+    settings = SETTINGS | {"trainer": "trl", "bf16": False, "max_length": max_length}
+    policy, tokenizer = load_policy(small_model, settings)
+    trainer = trainers.make_trl_trainer(policy, tokenizer, shipped, settings, tmp_path / "checkpoints")
+    prepared = trainer.train_dataset.to_list()
     assert len(prepared) == 60
-    tokenizer = chat.load_tokenizer(small_model)
     pairs = [Pair(row["prompt"], *(row[side][0]["content"] for side in ("chosen", "rejected"))) for row in shipped]
     assert Tokenisation(tokenizer, {"max_length": 512, "max_prompt_length": 256}).measure(pairs) == [
         Lengths(*(len(row[ids]) for ids in ("prompt_ids", "chosen_ids", "rejected_ids"))) for row in prepared
     ]
-    for side in ("chosen", "rejected"):
-        sequences = [
-            (chat.prompt_ids(tokenizer, row["prompt"]), chat.completion_ids(tokenizer, row["prompt"], row[side]))
-            for row in shipped
-        ]
-        assert sequences == [(row["prompt_ids"], row[f"{side}_ids"]) for row in prepared]
+    result = compute_reference(tmp_path, small_model, shipped, bf16=False, max_length=max_length)
+    assert result.returncode == 0, result.stderr
+    reference = [json.loads(line) for line in (tmp_path / "logps.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in reference] == [row["id"] for row in shipped]
+    for pair, row, logps in zip(shipped, prepared, reference, strict=True):
+        ours = chat.pair_ids(tokenizer, pair, max_length)
+        padded = trainer.data_collator([row])
+        for number, side in enumerate(("chosen", "rejected")):
+            cut = padded["input_ids"][number, : padded["attention_mask"][number].sum()].tolist()
+            assert cut == ours["prompt_ids"] + ours[f"{side}_ids"]
+            assert logps[f"ref_{side}_logps"] == pytest.approx(row[f"ref_{side}_logps"], rel=1e-4)
+    if max_length == 512:
+        sequences = [(row["prompt_ids"], row["chosen_ids"]) for row in prepared]
         logps = [found.total for found in completion_logps(load_model(small_model), sequences)]
-        assert logps == pytest.approx([row[f"ref_{side}_logps"] for row in prepared], rel=1e-4)
+        assert logps == pytest.approx([row["ref_chosen_logps"] for row in prepared], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
 def program():
-    """train_dpo.py as a module; unsloth is imported only by its functions."""
+    """train_dpo.py as a module."""
     spec = importlib.util.spec_from_file_location("train_dpo", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize("loss", [math.log(2), math.log(2) + 0.009, math.log(2) - 0.009])
-def test_a_first_loss_of_ln_2_passes(program, loss):
-    program.check_first_loss(loss)
+@pytest.mark.parametrize("reward", [0.0, 0.019, -0.019])
+def test_first_rewards_of_zero_pass(program, reward):
+    program.check_first_rewards({"rewards/chosen": reward, "rewards/rejected": -reward})
 
 
-@pytest.mark.parametrize("loss", [0.6, 0.71, math.nan])
-def test_any_other_first_loss_stops(program, loss):
-    with pytest.raises(UserError, match="not ln 2"):
-        program.check_first_loss(loss)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize("reward", [0.03, -0.5, math.nan])
+def test_any_other_first_rewards_stop(program, reward, side):
+    with pytest.raises(UserError, match=f"the {side} answers' mean implicit reward is"):
+        program.check_first_rewards({"rewards/chosen": 0.0, "rewards/rejected": 0.0} | {f"rewards/{side}": reward})
 
 
 def test_checkpoints_are_kept_for_the_same_settings_and_cleared_for_others(program, tmp_path, capsys):

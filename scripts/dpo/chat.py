@@ -40,3 +40,13 @@ def completion_ids(
     if whole[: len(before)] != before:
         raise ValueError("the chat template renders the prompt differently when an answer follows")
     return whole[len(before) :]
+
+
+def pair_ids(tokenizer: "PreTrainedTokenizerBase", pair: dict, max_length: int) -> dict[str, list[int]]:
+    """Return a pair's `prompt_ids`, `chosen_ids` and `rejected_ids`, answers cut where prompt and answer fill max_length."""
+    prompt = prompt_ids(tokenizer, pair["prompt"])
+    answers = {
+        f"{side}_ids": completion_ids(tokenizer, pair["prompt"], pair[side])[: max_length - len(prompt)]
+        for side in ("chosen", "rejected")
+    }
+    return {"prompt_ids": prompt} | answers

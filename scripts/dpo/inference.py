@@ -22,7 +22,7 @@ PLAIN_ATTENTION = ("llama",)
 # glibc's mallopt: which allocations go to the kernel one by one, and how much freed memory is kept (mallopt(3)).
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
 LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows
-KEPT = 1 << 30
+NEVER = -1
 
 
 class PackedLinear(nn.Module):
@@ -84,7 +84,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
         mallopt(M_TOP_PAD, LARGEST_KEPT)
 
 

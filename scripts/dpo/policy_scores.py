@@ -3,11 +3,15 @@
 Unsloth changes transformers in the process that imports it, so nothing else should be measured there.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from dpo.policy import load_policy
+from dpo.policy import load_policy, products_dtype
+
+Logps = list[tuple[float, int]]
 
 
 def score(
@@ -17,7 +21,7 @@ def score(
     sequences: list[tuple[list[int], list[int]]],
     texts: list[list[int]],
     folder: Path,
-) -> dict[str, list[tuple[float, int]]]:
+) -> dict[str, Logps]:
     """Score a trained adapter, and the base model under it, with the model that `train_dpo.py` trains.
 
     Args:
@@ -33,21 +37,49 @@ def score(
     """
     policy, _ = load_policy(model, settings)
 
-    import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
-    from unsloth import FastLanguageModel, is_bfloat16_supported
 
     set_peft_model_state_dict(policy, load_file(adapter / "adapter_model.safetensors"))
-    FastLanguageModel.for_inference(policy)
-    device = policy.device.type
-    half = torch.bfloat16 if device == "cpu" or is_bfloat16_supported() else torch.float16
+    from dpo.shared_prompt import why_not
+
+    ours = settings["trainer"] == "shared_prompt" and not why_not(policy.config)
+    with torch.inference_mode():
+        run = run_shared_prompt if ours else run_transformers
+        return run(policy, settings, sequences, texts, lambda n, logprobs: np.save(folder / f"{n}.npy", logprobs))
+
+
+def run_shared_prompt(policy, settings: dict, sequences, texts, save: Callable) -> dict[str, Logps]:
+    """Score with `SharedPromptModel`."""
+    from dpo.shared_prompt import SharedPromptModel, answer_logps
+
+    rows = [{"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": []} for prompt, answer in sequences]
+    lengths = [len(answer) for _, answer in sequences]
+
+    def logps(model) -> Logps:
+        found = [row["ref_chosen_logps"] for row in answer_logps(model, rows)]
+        return list(zip(found, lengths, strict=True))
+
+    dtype = products_dtype(settings)
+    model = SharedPromptModel(policy, dtype)
+    for number, text in enumerate(texts):
+        save(number, model.text_logprobs(text).cpu().numpy())
+    return {"logps": logps(model), "base_logps": logps(SharedPromptModel(policy, dtype, adapter=False))}
+
+
+def run_transformers(policy, settings: dict, sequences, texts, save: Callable) -> dict[str, Logps]:
+    """Score with transformers' own forward pass, or Unsloth's where that was imported."""
+    if settings["trainer"] == "unsloth":
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(policy)
+    device, half = policy.device.type, products_dtype(settings)
 
     def logits(ids: list[int]) -> torch.Tensor:
-        with torch.autocast(device, half, enabled=device != "cpu"):
+        with torch.autocast(device, half, enabled=device != "cpu" and half != torch.float32):
             return policy(input_ids=torch.tensor([ids], device=policy.device)).logits[0, :-1].float()
 
-    def logps() -> list[tuple[float, int]]:
+    def logps() -> Logps:
         found = []
         for prompt, completion in sequences:
             predicting = logits(prompt + completion)[len(prompt) - 1 :]
@@ -56,10 +88,9 @@ def score(
             found.append((-lost.double().sum().item(), len(completion)))
         return found
 
-    with torch.inference_mode():
-        for number, text in enumerate(texts):
-            np.save(folder / f"{number}.npy", logits(text).log_softmax(-1).cpu().numpy())
-        scores = {"logps": logps()}
-        with policy.disable_adapter():
-            scores["base_logps"] = logps()
+    for number, text in enumerate(texts):
+        save(number, logits(text).log_softmax(-1).cpu().numpy())
+    scores = {"logps": logps()}
+    with policy.disable_adapter():
+        scores["base_logps"] = logps()
     return scores

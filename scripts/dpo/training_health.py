@@ -6,7 +6,7 @@ tells which way the answer's log-probability has moved since the start.
 
 import math
 
-PINNED = 0.95  # a final loss of this share of ln 2 or more has hardly moved
+PINNED = 0.95  # a final loss of this share of the first one or more has hardly moved
 CHANCE = 0.6  # share of training pairs preferred rightly up to which a trained model counts as guessing
 SATURATED = math.log(
     9
@@ -25,10 +25,11 @@ def find(steps: list[dict], train: dict | None = None, heldout: dict | None = No
     def add(name: str, what: str, advice: str) -> None:
         findings.append({"name": name, "what": what, "advice": advice})
 
-    if last["loss"] >= PINNED * math.log(2):
+    first = steps[0]["loss"]
+    if last["loss"] >= PINNED * first:
         add(
             "loss pinned",
-            f"the loss ends at {last['loss']:.3f}, hardly below ln 2 = 0.693, where it starts",
+            f"the loss ends at {last['loss']:.3f}, hardly below {first:.3f}, where it starts",
             "raise learning_rate (to 1.0e-4), then max_steps; check that chosen really is better than rejected",
         )
     if last["rewards/accuracies"] <= CHANCE:
