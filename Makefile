@@ -30,6 +30,7 @@ bench: .venv/.installed
 	@$(IN_VENV) PYTHONPATH=scripts python bench/generation.py --model results/base/model
 	@$(IN_VENV) PYTHONPATH=scripts python bench/export.py --model results/base/model --adapter results/dpo/adapter \
 		--heldout results/data/heldout.jsonl
+	@$(IN_VENV) PYTHONPATH=scripts python bench/training.py --model results/base/model --adapter results/dpo/adapter
 	@$(IN_VENV) python bench/dataset.py --model results/base/model $(ARGS)
 
 .venv: .venv/.installed

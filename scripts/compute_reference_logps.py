@@ -5,8 +5,8 @@
         --logps results/base/reference_logps/bf16-auto.jsonl
 
 They are log pi_ref(y|x) in DPO's loss (Rafailov et al. 2023, arXiv 2305.18290, equation 7), in nats, of answers cut to
-`max_length` as in training, computed by the same code and in the same precision as the policy's. The file is empty where
-that code does not support the model: then the trainer is TRL's, which computes its own.
+`max_length` as in training, computed by the same code and in the same precision as the policy's. The file is empty
+where that code does not support the model: then the trainer is TRL's, which computes its own.
 """
 
 import argparse

@@ -25,12 +25,25 @@ def project(fetched, tmp_path):
 
 
 CONFIG_MISTAKES = {
-    "unknown key": ({"training": {"betta": 0.1}}, "training: unknown key betta; allowed are r, lora_alpha"),
+    "unknown key": ({"training": {"betta": 0.1}}, "training: unknown key betta; allowed are trainer, bf16, r"),
     "number read as text": ({"training": {"learning_rate": "5e-5"}}, "training.learning_rate: '5e-5' is text"),
     "beta 0": ({"training": {"beta": 0}}, "training.beta: 0 is less than or equal to the minimum of 0"),
     "r 0": ({"training": {"r": 0}}, "training.r: 0 is less than the minimum of 1"),
     "unknown module": ({"training": {"target_modules": ["qproj"]}}, "'qproj' is not one of ['q_proj',"),
     "text for a switch": ({"training": {"load_in_4bit": "no"}}, "training.load_in_4bit: 'no' is not of type 'boolean'"),
+    "unknown trainer": (
+        {"training": {"trainer": "axolotl"}},
+        "training.trainer: 'axolotl' is not one of ['shared_prompt',",
+    ),
+    "unknown loss": ({"training": {"loss_type": "kto"}}, "training.loss_type: 'kto' is not one of ['sigmoid',"),
+    "smoothing that the loss ignores": (
+        {"training": {"label_smoothing": 0.1}},
+        "run dpo: loss_type sigmoid takes no label_smoothing; set it to 0.0, or loss_type to robust",
+    ),
+    "no smoothing where the loss needs it": (
+        {"training": {"loss_type": "exo_pair"}},
+        "run dpo: loss_type exo_pair needs a label_smoothing",
+    ),
     "unknown preset": ({"model": {"preset": "smollm3"}}, "model.preset: 'smollm3' is not one of ['smollm2-135m',"),
     "repo without revision": ({"model": {"repo": "a/b"}}, "model: 'revision' is a dependency of 'repo'"),
     "no model": ({"model": {}}, "model: {} should be non-empty"),

@@ -171,7 +171,7 @@ def test_reference_log_probabilities_of_other_pairs_are_refused(small_model, row
 
 @pytest.mark.parametrize("max_length", [512, 100])
 def test_tokens_and_reference_are_trls_own(max_length, small_model, shipped, tmp_path):
-    """Those that training uses are those of TRL's own trainer, and of the log-probabilities that pairs are scored with."""
+    """Those that training uses are those of TRL's own trainer, and those that pairs are scored with."""
     settings = SETTINGS | {"trainer": "trl", "bf16": False, "max_length": max_length}
     policy, tokenizer = load_policy(small_model, settings)
     trainer = trainers.make_trl_trainer(policy, tokenizer, shipped, settings, tmp_path / "checkpoints")

@@ -17,6 +17,7 @@ SCORE_FILES = {"score_gguf({0}, f16)", "score_gguf({0}, q4_k_m)"}
 CONVERT = {"convert_to_gguf({0})", "quantize_gguf({0}, q4_k_m)"} | SCORE_FILES
 FIDELITY = {"measure_fidelity({0})", "check_fidelity({0})"}
 EXPORT = {"merge_adapter({0})", "smoke_test_gguf({0})"} | CONVERT | FIDELITY
+REFERENCE = "compute_reference_logps(bf16-auto)"
 REPORT = {"summarize", "render_report", "render_model_card(dpo)"}
 DATA = {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
 
@@ -43,6 +44,7 @@ def finished(small_model, tmp_path_factory):
         *DATA,
         *of(ANSWER | PREFER | CONVERT, "base"),
         "check_judge(rubric)",
+        REFERENCE,
         *after_training("dpo"),
     }
     return folder
@@ -112,6 +114,14 @@ def add_type(project):
     edit_config(project, "export", types=["q4_k_m", "q8_0"])
 
 
+def train_in_float32(project):
+    edit_config(project, "training", bf16=False)
+
+
+def train_with_trl(project):
+    edit_config(project, "training", trainer="trl")
+
+
 def change_gate(project):
     edit_config(project, "fidelity", merged_kept=0.5)
 
@@ -156,7 +166,10 @@ CHANGES = {
         *REPORT,
     },
     # Held-out pairs are compared with the training pairs, so they are looked through and scored again too.
-    change_training_pair: DATA | {"check_judge(rubric)"} | of(PREFER | SCORE_FILES, "base") | after_training("dpo"),
+    change_training_pair: DATA
+    | {REFERENCE, "check_judge(rubric)"}
+    | of(PREFER | SCORE_FILES, "base")
+    | after_training("dpo"),
     change_heldout_pair: {
         "audit_dataset",
         "build_dataset(heldout)",
@@ -166,7 +179,10 @@ CHANGES = {
         *REPORT,
     },
     change_tolerance: {"audit_dataset", *REPORT},
-    split_off_heldout_pairs: DATA | {"check_judge(rubric)"} | of(PREFER | SCORE_FILES, "base") | after_training("dpo"),
+    split_off_heldout_pairs: DATA
+    | {REFERENCE, "check_judge(rubric)"}
+    | of(PREFER | SCORE_FILES, "base")
+    | after_training("dpo"),
     change_template: {"render_report"},
     change_shared_module: {
         "score_responses(base)",
@@ -177,6 +193,8 @@ CHANGES = {
         *REPORT,
     },
     add_judge: {"check_judge(mine)", "judge_responses(dpo, mine)", *REPORT},
+    train_in_float32: {"compute_reference_logps(bf16-false)"} | after_training("dpo"),
+    train_with_trl: after_training("dpo"),
     add_run: after_training("gentle") | {"render_model_card(gentle)"},
     add_type: {
         *of({"quantize_gguf({0}, q8_0)", "score_gguf({0}, q8_0)"}, "base"),
@@ -241,6 +259,7 @@ def test_results_are_the_files_of_the_contract(finished):
             for what in ("jsonl", "rejected.jsonl", "prompts.npy", "audit.json")
         ),
         *(f"base/{name}" for name in ("manifest.json", "generations.jsonl", "scores.json", "preferences.json")),
+        "base/reference_logps/bf16-auto.jsonl",
         "judges/rubric.json",
         "dpo/judgements/rubric.json",
         *(f"base/model/{name}" for name in model),
@@ -264,9 +283,8 @@ def test_the_ladder_goes_from_the_adapter_to_the_file_and_agrees_with_itself(fin
     preferences = json.loads((finished / "results/dpo/preferences.json").read_text())
     assert rungs["adapter"]["margin"]["value"] == pytest.approx(preferences["heldout"]["reward_margin"]["value"])
     assert rungs["adapter"]["neutral"]["perplexity"]["value"] == pytest.approx(preferences["neutral"]["perplexity"])
-    # On a CPU the trainer computes in float32 too, so it sees the same model.
-    assert rungs["trainer"]["margin"]["value"] == pytest.approx(rungs["adapter"]["margin"]["value"], abs=1e-4)
-    for name, limit in (("trainer", 1e-6), ("merged", 1e-4), ("f16", 1e-4)):
+    assert rungs["trainer"]["margin"]["value"] == pytest.approx(rungs["adapter"]["margin"]["value"], abs=2e-3)
+    for name, limit in (("trainer", 1e-4), ("merged", 1e-4), ("f16", 1e-4)):
         assert 0 <= rungs[name]["neutral"]["kl"]["mean"] < limit, name
     for rung in rungs.values():
         assert rung["token_ids"] == {"prompts": 14, "equal": 14, "first_other": None}

@@ -1,18 +1,21 @@
 """Attention within pairs that share their prompt: both answers see the prompt, neither sees the other.
 
-All pairs of a micro-batch lie in one row of tokens, each as prompt, chosen, rejected; nothing is padded, nothing computed
-between pairs. A rejected answer's positions go on from its prompt's, as those of the chosen one do (arXiv 2410.20305).
+All pairs of a micro-batch lie in one row of tokens, each as prompt, chosen, rejected; nothing is padded, nothing is
+computed between pairs. A rejected answer's positions go on from its prompt's, as those of the chosen one do (arXiv
+2410.20305).
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 ROWS = 128  # tokens whose attention is computed at once: with more, more is spent on keys that they may not see
 
-# An adapter changes values by less than a 16-bit number's last digit, and what the frozen layer gave has no more digits:
-# rounded, the change would be gone. Times an irrational number the two fall between digits, and it survives on average.
+# An adapter changes values by less than a 16-bit number's last digit, and what the frozen layer gave has no more
+# digits: rounded, the change would be gone. Times an irrational number both fall between digits, and on average it
+# survives.
 OFF_GRID = 2**0.5
 
 
@@ -30,7 +33,7 @@ class Span(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighbouring tokens of one answer, and the keys that they may see: shared ones before, and their own up to them."""
+    """Neighbouring tokens of one answer, and the keys that they may see: shared ones, and their own up to them."""
 
     rows: slice
     before: slice
@@ -158,7 +161,7 @@ def cut(spans: list[Span]) -> Iterator[Block]:
         for start, stop, shared in ((span.start, rejected, 0), (rejected, span.stop, span.prompt)):
             count = -(-(stop - start) // ROWS)
             edges = [start + (stop - start) * number // count for number in range(count)] + [stop] if count else []
-            for first, last in zip(edges, edges[1:], strict=False):
+            for first, last in pairwise(edges):
                 yield Block(slice(first, last), slice(span.start, span.start + shared), slice(start, last))
 
 

@@ -43,7 +43,7 @@ def completion_ids(
 
 
 def pair_ids(tokenizer: "PreTrainedTokenizerBase", pair: dict, max_length: int) -> dict[str, list[int]]:
-    """Return a pair's `prompt_ids`, `chosen_ids` and `rejected_ids`, answers cut where prompt and answer fill max_length."""
+    """Return a pair's `prompt_ids`, `chosen_ids` and `rejected_ids`; prompt and answer have at most `max_length`."""
     prompt = prompt_ids(tokenizer, pair["prompt"])
     answers = {
         f"{side}_ids": completion_ids(tokenizer, pair["prompt"], pair[side])[: max_length - len(prompt)]

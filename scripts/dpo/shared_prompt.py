@@ -1,7 +1,7 @@
 """A causal language model with LoRA as DPO needs it: log-probabilities of pairs whose answers share their prompt.
 
-What is not needed is not computed: the prompt once a pair, logits only where an answer's tokens are predicted, no padding,
-no gradient of frozen weights (arXiv 2410.20305 shares the prompt; the rest is bookkeeping).
+What is not needed is not computed: the prompt once a pair, logits only where an answer's tokens are predicted, no
+padding, no gradient of frozen weights (arXiv 2410.20305 shares the prompt; the rest is bookkeeping).
 """
 
 from collections.abc import Iterator
@@ -66,8 +66,8 @@ def needed_operations(config, pairs: list[Pair]) -> float:
         4 V h C        output layer of V x h weights, C completion tokens
         12 L H d S     L layers with H heads of size d; S (query, key) pairs that causality allows
 
-    (two products of scores and values forward, four backward). LoRA's own products, normalisation, softmax, and whatever
-    is computed twice, count as overhead.
+    (two products of scores and values forward, four backward). LoRA's own products, normalisation, softmax, and
+    whatever is computed twice, count as overhead.
     """
     h, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or h // heads
@@ -120,8 +120,8 @@ class SharedPromptModel:
                 labels are -100 outside of the answers.
 
         Returns:
-            `log_probs`, `entropy`, `mean_logits`, `is_top1`, (2 n, length - 1) on the CPU, where TRL's many metrics cost
-            no waiting for a GPU; 0 outside of the answers.
+            `log_probs`, `entropy`, `mean_logits`, `is_top1`, (2 n, length - 1) on the CPU, where TRL's many metrics
+            cost no waiting for a GPU; 0 outside of the answers.
         """
         predicted = labels[:, 1:] != -100
         rows = [row[kept.bool()].tolist() for row, kept in zip(input_ids, attention_mask, strict=True)]

@@ -1,8 +1,8 @@
 """TRL's `DPOTrainer`, running over pairs that share their prompt.
 
 Loss, metrics, optimizer, schedule and checkpoints are TRL's and transformers' own. Ours is how log-probabilities come
-about (`SharedPromptModel`), and that a step's pairs are taken together: `per_device_train_batch_size` says how many tokens
-are held at once, `gradient_accumulation_steps` only how many pairs make a step.
+about (`SharedPromptModel`), and that a step's pairs are taken together: `per_device_train_batch_size` says how many
+tokens are held at once, `gradient_accumulation_steps` only how many pairs make a step.
 """
 
 from dataclasses import dataclass
@@ -150,12 +150,7 @@ def make_trl_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkp
         fp16=gpu and dtype == torch.float16,
     )
     install_plain_head()
-    trainer = make(DPOTrainer, policy, tokenizer, rows, config)
-    # TRL keeps a copy of the fresh adapter as reference, which equals the bare base model. With two adapters in a
-    # checkpoint transformers would resume from the copy instead of the trained one; without it TRL refers to the base.
-    if "ref" in policy.peft_config:
-        policy.delete_adapter("ref")
-    return trainer
+    return make(DPOTrainer, policy, tokenizer, rows, config)
 
 
 def dpo_config(settings: dict, checkpoints: Path, **more) -> DPOConfig:
@@ -186,8 +181,12 @@ def dpo_config(settings: dict, checkpoints: Path, **more) -> DPOConfig:
 
 
 def make(kind: type[DPOTrainer], policy, tokenizer, rows: list[dict], config: DPOConfig, **named) -> DPOTrainer:
-    """Return a trainer that prints nothing by itself."""
+    """Return a trainer that prints nothing by itself and refers to the base model."""
     dataset = Dataset.from_list(rows)
     trainer = kind(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer, **named)
     trainer.remove_callback(PrinterCallback)
+    # TRL keeps a copy of the fresh adapter as reference, which equals the bare base model. With two adapters in a
+    # checkpoint transformers would resume from the copy instead of the trained one; without it TRL refers to the base.
+    if "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
     return trainer
