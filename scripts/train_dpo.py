@@ -117,8 +117,8 @@ def check_first_rewards(entry: dict) -> None:
             raise UserError(
                 f"before training the {side} answers' mean implicit reward is {reward:.4f}, not 0 "
                 f"(±{FIRST_REWARD_TOLERANCE}): policy and reference do not agree. Either results/base/reference_logps "
-                "is of another model (delete it), or installed are other versions of unsloth, trl or peft than those in "
-                "envs/requirements.txt (remove .venv and run `make .venv`), or they do not support this model"
+                "is of another model (delete it), or installed are other versions of unsloth, trl or peft than those "
+                "in envs/requirements.txt (remove .venv and run `make .venv`), or they do not support this model"
             )
 
 
