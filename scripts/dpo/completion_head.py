@@ -87,7 +87,10 @@ class CompletionHead:
 
 def frozen_product(weight: torch.Tensor):
     """Return the function x -> x W^T for a weight that never changes, laid out for oneDNN where that is at hand."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    packable = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if weight.dtype == torch.bfloat16:
+        packable = packable and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not packable:
         return lambda x: nn.functional.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
