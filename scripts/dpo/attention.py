@@ -1,8 +1,11 @@
 """Attention within pairs that share their prompt: both answers see the prompt, neither sees the other.
 
-All pairs of a micro-batch lie in one row of tokens, each as prompt, chosen, rejected; nothing is padded, nothing is
-computed between pairs. A rejected answer's positions go on from its prompt's, as those of the chosen one do (arXiv
-2410.20305).
+All pairs of a micro-batch lie in one row of tokens; nothing is padded, nothing is computed between pairs. A rejected
+answer's positions go on from its prompt's, as those of the chosen one do (arXiv 2410.20305). In the row a pair lies as
+
+    chosen answer backwards | prompt | rejected answer
+
+so that whatever tokens of it may see lies in one piece: from the answer's first token back to the prompt's.
 """
 
 from collections.abc import Iterator
@@ -23,21 +26,22 @@ class Span(NamedTuple):
     """Where a pair lies in the row of tokens."""
 
     start: int
-    prompt: int  # tokens of the prompt
-    chosen: int
+    chosen: int  # tokens of the chosen answer
+    prompt: int
     rejected: int
 
     @property
     def stop(self) -> int:
-        return self.start + self.prompt + self.chosen + self.rejected
+        return self.start + self.chosen + self.prompt + self.rejected
 
 
 class Block(NamedTuple):
-    """Neighbouring tokens of one answer, and the keys that they may see: shared ones, and their own up to them."""
+    """Neighbouring tokens of a prompt or an answer, the keys that they may see, and among these the tokens' own."""
 
     rows: slice
-    before: slice
-    own: slice
+    keys: slice
+    own: slice  # counted from the first key
+    backwards: bool
 
 
 class PairAttention:
@@ -73,14 +77,16 @@ class PairAttention:
         cosines, sines = cosines[:, None, None], sines[:, None, None]
         self.query_rotation = cosines * self.size**-0.5, sines * self.size**-0.5
         self.key_rotation = cosines, sines
-        self.future = torch.full((ROWS, ROWS), -torch.inf, device=cosines.device).triu_(1)
+        hidden = torch.full((ROWS, ROWS), -torch.inf, device=cosines.device)
+        # Of tokens in order, and backwards; (rows, 1, keys).
+        self.future = {False: hidden.triu(1)[:, None], True: hidden.tril(-1)[:, None]}
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return views of queries, (T, key heads, group, size), keys and values, (T, key heads, 1, size)."""
         queries = self.key_heads * self.group * self.size
-        keys = queries + self.key_heads * self.size
+        keys, values = queries + self.key_heads * self.size, queries + 2 * self.key_heads * self.size
         shape = self.length, self.key_heads, -1, self.size
-        return tuple(part.view(shape) for part in (qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]))
+        return tuple(part.view(shape) for part in (qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:values]))
 
     def forward(self, qkv: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """Attend.
@@ -93,83 +99,81 @@ class PairAttention:
         """
         q, k, v = self.split(qkv)
         q, k = rotate(q, *self.query_rotation), rotate(k, *self.key_rotation)
-        v = (v * self.off_grid).to(self.dtype)
-        mean = torch.empty(self.length, *q.shape[1:], dtype=self.dtype, device=qkv.device)
+        v = by_head(v).mul(self.off_grid).to(self.dtype)[:, :, 0]
+        q, k = by_head(q), by_head(k)[:, :, 0]
+        mean = torch.empty(q.shape, dtype=self.dtype, device=qkv.device)
         weights = []
-        for block in self.blocks:
-            scores = torch.bmm(self.rows_of(q, block), self.keys_of(k, block).transpose(1, 2))
-            own = block.rows.stop - block.rows.start
-            # The last keys are the rows themselves: only there lies a future to hide.
-            scores.view(self.key_heads, self.group, own, -1)[..., -own:].add_(self.future[:own, :own])
+        for rows, keys, own, backwards in self.blocks:
+            scores = torch.bmm(self.rows_of(q, rows), k[:, keys].transpose(1, 2))
+            count = rows.stop - rows.start
+            future = self.future[backwards][:count, :, :count]
+            scores.view(self.key_heads, count, self.group, -1)[..., own].add_(future)
             weights.append(scores.softmax(-1).to(self.dtype))
-            found = torch.bmm(weights[-1], self.keys_of(v, block))
-            mean[block.rows] = found.view(self.key_heads, self.group, own, self.size).permute(2, 0, 1, 3)
-        return mean.view(self.length, -1), (q.to(self.dtype), k.to(self.dtype), v, weights)
+            torch.bmm(weights[-1], v[:, keys], out=self.rows_of(mean, rows))
+        mean = mean.transpose(0, 1).reshape(self.length, -1)
+        return mean, (q.to(self.dtype), k.to(self.dtype), v, weights)
 
-    def backward(self, dmean: torch.Tensor, saved: tuple) -> torch.Tensor:
-        """Return the gradient of qkv, float32, from that of the mean values, (T, heads * size), in `dtype`.
+    def backward(self, dmean: torch.Tensor, saved: tuple, dqkv: torch.Tensor) -> None:
+        """Put the gradient of qkv into dqkv, (T, at least its width), from that of the mean values.
 
         With weights P = softmax(S), S = Q K^T, and mean values O = P V: dV = P^T dO, dP = dO V^T,
         dS = P * (dP - sum(P * dP)), dQ = dS K, dK = dS^T Q.
+
+        Args:
+            dmean: gradient of the mean values, (T, heads * size), in `dtype`.
+            saved: what `forward` gave.
+            dqkv: in any type.
         """
         q, k, v, weights = saved
-        dmean = dmean.view(q.shape)
-        dqkv = torch.zeros(self.length, (self.group + 2) * self.key_heads * self.size, device=dmean.device)
-        dq, dk, dv = self.split(dqkv)
-        for block, p in zip(self.blocks, weights, strict=True):
-            do, q_, k_, v_ = (
-                self.rows_of(dmean, block),
-                self.rows_of(q, block),
-                self.keys_of(k, block),
-                self.keys_of(v, block),
-            )
-            self.add(dv, block, torch.bmm(p.transpose(1, 2), do))
-            dp = torch.bmm(do, v_.transpose(1, 2)).div_(self.off_grid)
-            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, self.dtype)
-            own = block.rows.stop - block.rows.start
-            dq[block.rows] = torch.bmm(ds, k_).view(self.key_heads, self.group, own, self.size).permute(2, 0, 1, 3)
-            self.add(dk, block, torch.bmm(ds.transpose(1, 2), q_))
-        for gradient, (cosines, sines) in ((dq, self.query_rotation), (dk, self.key_rotation)):
-            gradient.copy_(rotate(gradient, cosines, -sines))
-        return dqkv
+        dmean = dmean.view(self.length, self.key_heads, self.group, self.size).transpose(0, 1).contiguous()
+        dq = torch.empty(q.shape, device=q.device)
+        dk, dv = torch.zeros(2, *k.shape, device=k.device)
+        for (rows, keys, _, _), p in zip(self.blocks, weights, strict=True):
+            do = self.rows_of(dmean, rows)
+            dv[:, keys] += torch.bmm(p.transpose(1, 2), do)
+            dp = torch.bmm(do, v[:, keys].transpose(1, 2))
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, self.dtype)  # times `off_grid`, as V is
+            self.rows_of(dq, rows).copy_(torch.bmm(ds, k[:, keys]))
+            dk[:, keys] += torch.bmm(ds.transpose(1, 2), self.rows_of(q, rows))
+        to_q, to_k, to_v = self.split(dqkv)
+        for to, gradient, rotation in ((to_q, dq, self.query_rotation), (to_k, dk[:, :, None], self.key_rotation)):
+            cosines, sines = (part / self.off_grid for part in rotation)
+            to.copy_(rotate(gradient.transpose(0, 1), cosines, -sines))
+        to_v.copy_(dv[:, :, None].transpose(0, 1))
 
-    def rows_of(self, queries: torch.Tensor, block: Block) -> torch.Tensor:
-        """Return a block's rows, those of a key head together: (key heads, group * rows, size)."""
-        return queries[block.rows].permute(1, 2, 0, 3).reshape(self.key_heads, -1, self.size)
-
-    def keys_of(self, keys: torch.Tensor, block: Block) -> torch.Tensor:
-        """Return the keys, or values, that a block may see: (key heads, keys, size)."""
-        keys = keys[:, :, 0]
-        own = keys[block.own]
-        if block.before.stop > block.before.start:
-            own = torch.cat([keys[block.before], own])
-        return own.transpose(0, 1)
-
-    def add(self, gradient: torch.Tensor, block: Block, part: torch.Tensor) -> None:
-        """Add what a block says of the gradient of the keys, or values, that it sees."""
-        part, gradient = part.transpose(0, 1), gradient[:, :, 0]
-        before = block.before.stop - block.before.start
-        if before:
-            gradient[block.before] += part[:before]
-        gradient[block.own] += part[before:]
+    def rows_of(self, queries: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return a view of rows, those of a key head together, (key heads, rows * group, size)."""
+        return queries[:, rows].view(self.key_heads, -1, self.size)
 
 
 def cut(spans: list[Span]) -> Iterator[Block]:
-    """Cut prompt and chosen answer, and the rejected answer, of each pair into blocks of about equal length."""
+    """Cut prompt and answers of each pair into blocks of about equal length."""
     for span in spans:
-        rejected = span.start + span.prompt + span.chosen
-        for start, stop, shared in ((span.start, rejected, 0), (rejected, span.stop, span.prompt)):
-            count = -(-(stop - start) // ROWS)
-            edges = [start + (stop - start) * number // count for number in range(count)] + [stop] if count else []
-            for first, last in pairwise(edges):
-                yield Block(slice(first, last), slice(span.start, span.start + shared), slice(start, last))
+        prompt = span.start + span.chosen
+        rejected = prompt + span.prompt
+        for start, stop in pieces(span.start, prompt):
+            yield Block(slice(start, stop), slice(start, rejected), slice(0, stop - start), True)
+        for begin, end in ((prompt, rejected), (rejected, span.stop)):
+            for start, stop in pieces(begin, end):
+                yield Block(slice(start, stop), slice(prompt, stop), slice(start - prompt, stop - prompt), False)
+
+
+def pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into pieces of at most ROWS."""
+    count = -(-(stop - start) // ROWS)
+    yield from pairwise(start + (stop - start) * number // max(count, 1) for number in range(count + 1))
+
+
+def by_head(x: torch.Tensor) -> torch.Tensor:
+    """Return x, (T, heads, group, size), as (heads, T, group, size), where the rows of a head lie together."""
+    return x.transpose(0, 1)
 
 
 def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Return x, (..., size), with each pair (x[i], x[i + size / 2]) rotated."""
+    """Return x, (T, heads, group, size), with each pair (x[i], x[i + size / 2]) rotated; in memory heads come first."""
     first, second = x.chunk(2, -1)
     half = first.shape[-1]
-    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rotated = torch.empty(x.transpose(0, 1).shape, dtype=x.dtype, device=x.device).transpose(0, 1)
     torch.mul(first, cosines, out=rotated[..., :half]).addcmul_(second, sines, value=-1)
     torch.mul(second, cosines, out=rotated[..., half:]).addcmul_(first, sines)
     return rotated

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 ROWS = 128  # tokens whose logits are held at once
+ROWS_IN_CACHE = 16  # of these, a CPU computes probabilities at once
 OFFSET_COLUMNS = 3  # 16-bit numbers whose sum is a float32
 MULTIPLE = 32  # what the depth of a fast product is a multiple of
 
@@ -39,9 +40,7 @@ class CompletionHead:
         extended[:, :width] = self.weight
         extended[:, self.offset] = -1
         self.product = frozen_product(extended)
-        # Kept, since new memory of this size costs more than what is computed in it.
-        self.room = self.weight.new_empty(ROWS, vocabulary, dtype=torch.float32)
-        self.products_room = self.weight.new_empty(ROWS, vocabulary)
+        self.rows = ROWS if layer.weight.is_cuda else ROWS_IN_CACHE
 
     def score(self, hidden: torch.Tensor, following: torch.Tensor, with_gradient: bool) -> TokenScores:
         """Return what the model says of tokens.
@@ -66,23 +65,26 @@ class CompletionHead:
         return self.product(extended)
 
     def _score(self, hidden: torch.Tensor, following: torch.Tensor, with_gradient: bool) -> TokenScores:
-        logits, following = self.logits(hidden, following), following[:, None]
-        probabilities = self.room[: len(logits)]
-        torch.softmax(logits, -1, dtype=torch.float32, out=probabilities)
+        logits = self.logits(hidden, following)
+        found = [
+            self._probabilities(*rows) for rows in zip(logits.split(self.rows), following.split(self.rows), strict=True)
+        ]
+        log_probs, entropy, is_top1 = (torch.cat(values) for values in zip(*found, strict=True))
+        gradient = self.weight[following] - logits @ self.weight if with_gradient else None
+        return TokenScores(log_probs, entropy, hidden.float() @ self.mean, is_top1, gradient)
+
+    @staticmethod
+    def _probabilities(logits: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Turn logits into probabilities in place; return log_probs, entropy and is_top1 of `TokenScores`."""
+        exact, following = logits.float(), following[:, None]
+        probabilities = exact.softmax(-1)
         most, mine = probabilities.amax(-1), probabilities.gather(-1, following)[:, 0]
         # log sum exp(logits), from its largest term, which cannot underflow.
-        normaliser = logits.amax(-1).float() - most.log()
-        gradient = None
-        if with_gradient:
-            weights = self.products_room[: len(logits)].copy_(probabilities)
-            gradient = self.weight[following[:, 0]] - weights @ self.weight
-        return TokenScores(
-            log_probs=logits.gather(-1, following)[:, 0].float() - normaliser,
-            entropy=normaliser - probabilities.mul_(logits).sum(-1),
-            mean_logits=hidden.float() @ self.mean,
-            is_top1=mine == most,
-            gradient=gradient,
-        )
+        normaliser = exact.amax(-1) - most.log()
+        entropy = normaliser - torch.linalg.vecdot(probabilities, exact)
+        log_probs = exact.gather(-1, following)[:, 0] - normaliser
+        logits.copy_(probabilities)
+        return log_probs, entropy, mine == most
 
 
 def frozen_product(weight: torch.Tensor):

@@ -60,9 +60,16 @@ class Projection:
     def _rows(self) -> tuple[torch.Tensor, ...]:
         return self._weight[: self.outputs].split([frozen.out_features for frozen in self.frozen])
 
+    def refresh(self) -> None:
+        """Have `weight` give each A as it is now."""
+        if self._weight is not None:
+            self._set_factors(self._weight)
+
     def weight(self) -> torch.Tensor:
-        """Return the frozen weights and, below them, each A as it is now: (outputs + inner, inputs)."""
-        weight = self._gather() if self._weight is None else self._weight
+        """Return the frozen weights and, below them, each A: (outputs + inner, inputs)."""
+        return self._set_factors(self._gather()) if self._weight is None else self._weight
+
+    def _set_factors(self, weight: torch.Tensor) -> torch.Tensor:
         for factors in self.factors:
             weight[self.outputs :][factors.inner] = factors.a.detach()
         return weight
@@ -176,8 +183,9 @@ class DecoderLayer:
         dn2 = self.gate_up.backward(dgate_up, n2, inner_3, gradients)
         dmiddle = self.norm_2.backward(dn2, middle, factor_2).add_(dy)
         dmean = self.o.backward(self.o.with_room(dmiddle), mean, inner_2, gradients, attention.off_grid)
-        dqkv = attention.backward(dmean, attended)
-        dn1 = self.qkv.backward(self.qkv.with_room(dqkv), n1, inner_1, gradients)
+        dqkv = self.qkv.room(len(dy))
+        attention.backward(dmean, attended, dqkv)
+        dn1 = self.qkv.backward(dqkv, n1, inner_1, gradients)
         return self.norm_1.backward(dn1, x, factor_1).add_(dmiddle)
 
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 
 from dpo.attention import PairAttention, Span
-from dpo.completion_head import CompletionHead
+from dpo.completion_head import CompletionHead, TokenScores
 from dpo.decoder import DecoderLayer, Norm
+from dpo.workers import Workers, shared_out
 
-TOKENS_AT_ONCE = 1024  # of several pairs, where no gradient is wanted: more is no faster
+TOKENS_AT_ONCE = 2048  # of several pairs, where no gradient is wanted: more is no faster
 
 # Architectures that are what `DecoderLayer` computes, while their attention has no window.
 PLAIN = ("llama", "mistral", "qwen2")
@@ -105,8 +106,10 @@ class SharedPromptModel:
         self.layers = [DecoderLayer(layer, dtype, adapter) for layer in base.model.layers]
         self.norm = Norm(base.model.norm, dtype)
         self.head = CompletionHead(base.get_output_embeddings(), dtype)
-        factors = [part for layer in self.layers for group in layer.projections for part in group.factors]
+        self.projections = [projection for layer in self.layers for projection in layer.projections]
+        factors = [part for projection in self.projections for part in projection.factors]
         self.parameters = [parameter for part in factors for parameter in (part.a, part.b)]
+        self.workers = Workers(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -141,36 +144,33 @@ class SharedPromptModel:
         """Return what the model says of each answer token.
 
         Args:
-            pairs: no prompt may be empty, nor both answers of all pairs.
+            pairs: no prompt may be empty, nor both answers of a pair.
 
         Returns:
             Log-probability (nats), entropy (nats), mean logit, and whether no token is more probable; each of shape
             (tokens,), those of all chosen answers before those of all rejected ones. The first has a gradient.
         """
-        ids, positions, spans = [], [], []
-        predicting_chosen, predicting_rejected = [], []
-        for prompt, chosen, rejected in pairs:
-            spans.append(Span(len(ids), len(prompt), len(chosen), len(rejected)))
-            # Either answer's first token is predicted at the prompt's end, each other one at the token before.
-            fork, second = len(ids) + len(prompt), len(ids) + len(prompt) + len(chosen)
-            predicting_chosen += range(fork - 1, second - 1)
-            predicting_rejected += [fork - 1, *range(second, second + len(rejected) - 1)][: len(rejected)]
-            ids += prompt + chosen + rejected
-            positions += [*range(len(prompt) + len(chosen)), *range(len(prompt), len(prompt) + len(rejected))]
-        following = [token for pair in pairs for token in pair.chosen]
-        following += [token for pair in pairs for token in pair.rejected]
-        predicting, following = (self.on_device(v) for v in (predicting_chosen + predicting_rejected, following))
-        x, attention = self.embed(ids, positions, spans)
-        return TokenScoring.apply(self, x, attention, predicting, following, torch.is_grad_enabled(), *self.parameters)
+        shares = shared_out([sum(map(len, pair)) for pair in pairs], self.workers.cores)
+        parts = [Part(self, [pairs[number] for number in share]) for share in shares]
+        self.refresh()
+        scores = TokenScoring.apply(self, parts, torch.is_grad_enabled(), *self.parameters)
+        order = self.on_device(order_of(pairs, shares))
+        return tuple(values[order] for values in scores)
 
     @torch.no_grad()
     def text_logprobs(self, text: list[int]) -> torch.Tensor:
         """Return the log-probabilities of each next token of a text, (len(text) - 1, vocabulary), float32."""
-        x, attention = self.embed(text, list(range(len(text))), [Span(0, len(text), 0, 0)])
+        x, attention = self.embed(text, list(range(len(text))), [Span(0, 0, len(text), 0)])
+        self.refresh()
         for layer in self.layers:
             x, _ = layer.forward(x, attention)
         hidden, _ = self.norm.forward(x[:-1])
         return self.head.logits(hidden, self.on_device(text[1:])).log_softmax(-1, dtype=torch.float32)
+
+    def refresh(self) -> None:
+        """Take over the adapter as it is now."""
+        for projection in self.projections:
+            projection.refresh()
 
     def embed(self, ids: list[int], positions: list[int], spans: list[Span]) -> tuple[torch.Tensor, PairAttention]:
         """Return the first layer's input, (T, hidden), float32, and the attention that all layers share."""
@@ -183,37 +183,88 @@ class SharedPromptModel:
         return torch.tensor(values).to(self.device, non_blocking=True)
 
 
+class Part:
+    """Pairs that lie in one row of tokens, on their way through all layers and back."""
+
+    def __init__(self, model: SharedPromptModel, pairs: list[Pair]):
+        ids, positions, spans = [], [], []
+        after_chosen, after_rejected = [], []
+        for prompt, chosen, rejected in pairs:
+            spans.append(Span(len(ids), len(chosen), len(prompt), len(rejected)))
+            # Either answer's first token is predicted at the prompt's end, each other one at the token before.
+            first = len(ids) + len(chosen)
+            end = first + len(prompt) - 1
+            after_chosen += [end, *range(first - 1, len(ids), -1)][: len(chosen)]
+            after_rejected += range(end, end + len(rejected))
+            ids += [*reversed(chosen), *prompt, *rejected]
+            positions += reversed(range(len(prompt), len(prompt) + len(chosen)))
+            positions += range(len(prompt) + len(rejected))
+        following = [token for pair in pairs for token in pair.chosen]
+        following += [token for pair in pairs for token in pair.rejected]
+        self.model = model
+        self.predicting, self.following = model.on_device(after_chosen + after_rejected), model.on_device(following)
+        self.x, self.attention = model.embed(ids, positions, spans)
+
+    def forward(self, with_gradient: bool) -> TokenScores:
+        """Return what the model says of each answer token, chosen answers first; keep what `backward` needs."""
+        model, x, self.kept = self.model, self.x, []
+        for layer in model.layers:
+            y, saved = layer.forward(x, self.attention)
+            if with_gradient:
+                self.kept.append(x if model.checkpoint else saved)
+            x = y
+        self.x = x[self.predicting]
+        hidden, self.factor = model.norm.forward(self.x)
+        scores = model.head.score(hidden, self.following, with_gradient)
+        self.shape, self.gradient = x.shape, scores.gradient
+        return scores
+
+    def backward(self, dlog_probs: torch.Tensor) -> dict[torch.nn.Parameter, torch.Tensor]:
+        """Return the parameters' gradients from that of the log-probabilities."""
+        model, gradients = self.model, {}
+        dx = model.norm.backward(self.gradient * dlog_probs[:, None], self.x, self.factor)
+        dx = dx.new_zeros(self.shape).index_add_(0, self.predicting, dx)
+        for layer in reversed(model.layers):
+            saved = self.kept.pop()
+            if model.checkpoint:
+                saved = layer.forward(saved, self.attention)[1]
+            dx = layer.backward(dx, saved, self.attention, gradients)
+        return gradients
+
+
 class TokenScoring(torch.autograd.Function):
-    """Forward and backward through all layers; of what it returns, log-probabilities alone have a gradient."""
+    """Forward and backward of all parts; of what it returns, log-probabilities alone have a gradient."""
 
     @staticmethod
-    def forward(context, model, x, attention, predicting, following, with_gradient, *parameters):
-        kept = []
-        for layer in model.layers:
-            y, saved = layer.forward(x, attention)
-            if with_gradient:
-                kept.append(x if model.checkpoint else saved)
-            x = y
-        shape, x = x.shape, x[predicting]
-        hidden, factor = model.norm.forward(x)
-        scores = model.head.score(hidden, following, with_gradient)
-        context.rest = model, attention, predicting, kept, shape, x, factor, scores.gradient
-        found = scores.log_probs, scores.entropy, scores.mean_logits, scores.is_top1
+    def forward(context, model, parts, with_gradient, *parameters):
+        scores = model.workers.map(lambda part: part.forward(with_gradient), parts)
+        context.rest = model, parts
+        found = tuple(torch.cat(values) for values in list(zip(*scores, strict=True))[:4])
         context.mark_non_differentiable(*found[1:])
         return found
 
     @staticmethod
     def backward(context, dlog_probs, *_):
-        model, attention, predicting, kept, shape, x, factor, gradient = context.rest
-        dx = model.norm.backward(gradient * dlog_probs[:, None], x, factor)
-        dx = dx.new_zeros(shape).index_add_(0, predicting, dx)
-        gradients = {}
-        for layer in reversed(model.layers):
-            saved = kept.pop()
-            if model.checkpoint:
-                saved = layer.forward(saved, attention)[1]
-            dx = layer.backward(dx, saved, attention, gradients)
-        return (None,) * 6 + tuple(gradients[parameter] for parameter in model.parameters)
+        model, parts = context.rest
+        shares = dlog_probs.split([len(part.following) for part in parts])
+        found = model.workers.map(lambda number: parts[number].backward(shares[number]), list(range(len(parts))))
+        return None, None, None, *(sum(part[parameter] for part in found) for parameter in model.parameters)
+
+
+def order_of(pairs: list[Pair], shares: list[list[int]]) -> list[int]:
+    """Return where each answer token's values are, chosen answers first, when each share's come one after another."""
+    starts, tokens = {}, 0
+    for share in shares:
+        for side in ("chosen", "rejected"):
+            for number in share:
+                starts[side, number] = tokens
+                tokens += len(getattr(pairs[number], side))
+    return [
+        start + token
+        for side in ("chosen", "rejected")
+        for start, pair in ((starts[side, number], pair) for number, pair in enumerate(pairs))
+        for token in range(len(getattr(pair, side)))
+    ]
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from trl import DPOConfig, DPOTrainer
 from dpo.inference import keep_freed_memory
 from dpo.plain_head import install_plain_head
 from dpo.policy import products_dtype
-from dpo.shared_prompt import SharedPromptModel, answer_logps, micro_batches, needed_operations, pair_of
+from dpo.shared_prompt import SharedPromptModel, answer_logps, needed_operations, pair_of
+from dpo.workers import shared_out
 
 # These sort the log-probabilities of the pairs that are computed together, and so are not a mean over pairs.
 NEED_TRLS_BATCHES = ("aot", "aot_unpaired")
@@ -38,7 +39,7 @@ class SharedPromptTrainer(DPOTrainer):
         Args:
             dtype: of products of matrices.
             checkpoint: whether to compute each layer again for the backward pass, to save memory.
-            most_tokens: in one forward pass, unless a single pair has more.
+            most_tokens: about how many to take in one forward pass.
         """
         super().__init__(*arguments, **named)
         for parameter in self.model.parameters():
@@ -57,7 +58,8 @@ class SharedPromptTrainer(DPOTrainer):
         """Compute the loss and its gradient, both the mean over the step's pairs, in as few passes as memory allows."""
         model.train()
         rows = inputs["step"].rows
-        batches = micro_batches(rows, self.most_tokens)
+        lengths = [sum(map(len, pair_of(row))) for row in rows]
+        batches = [[rows[n] for n in share] for share in shared_out(lengths, -(-sum(lengths) // self.most_tokens))]
         shares = [len(batch) / len(rows) for batch in batches]
         mean = 0.0
         for batch, share in zip(batches, shares, strict=True):
@@ -127,7 +129,7 @@ def make_shared_prompt_trainer(policy, tokenizer, rows: list[dict], settings: di
         config,
         dtype=dtype,
         checkpoint=bool(settings["use_gradient_checkpointing"]),
-        most_tokens=settings["per_device_train_batch_size"] * settings["max_length"],
+        most_tokens=2 * settings["per_device_train_batch_size"] * settings["max_length"],  # as many as TRL would
     )
 
 
