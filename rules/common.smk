@@ -150,8 +150,10 @@ def reference_settings(precision):
 
 
 def reference_of(wildcards):
-    """The reference log-probabilities of a run, shared by all runs of its precision; other trainers compute their own."""
-    ours = run_settings(wildcards.run)["trainer"] == "shared_prompt"
+    """The reference log-probabilities of a run, shared by all runs of its precision; TRL's trainer computes its own, and
+    it alone can train with the losses that compare the pairs of a batch."""
+    settings = run_settings(wildcards.run)
+    ours = settings["trainer"] == "shared_prompt" and settings["loss_type"] not in ("aot", "aot_unpaired")
     return f"results/base/reference_logps/{precision_of(wildcards.run)}.jsonl" if ours else []
 
 

@@ -33,7 +33,7 @@ SECONDS_BETWEEN_LINES = 10
 
 
 def make_trainer(policy, tokenizer, rows: list[dict], reference: list[dict], settings: dict, checkpoints: Path):
-    """Return the trainer that the settings ask for, or TRL's where the shared layout cannot serve.
+    """Return the trainer that the settings ask for.
 
     Args:
         policy, tokenizer: from `load_policy`.
@@ -43,15 +43,8 @@ def make_trainer(policy, tokenizer, rows: list[dict], reference: list[dict], set
         checkpoints: folder for checkpoints.
     """
     from dpo import trainer as trainers
-    from dpo.shared_prompt import why_not
 
     if settings["trainer"] != "shared_prompt":
-        return trainers.make_trl_trainer(policy, tokenizer, rows, settings, checkpoints)
-    reason = why_not(policy.config)
-    if settings["loss_type"] in trainers.NEED_TRLS_BATCHES:
-        reason = f"loss type {settings['loss_type']} compares the pairs of a batch with each other"
-    if reason:
-        print(f"trainer: trl instead of shared_prompt, since {reason}")
         return trainers.make_trl_trainer(policy, tokenizer, rows, settings, checkpoints)
     if [row["id"] for row in rows] != [row["id"] for row in reference]:
         raise UserError("the reference log-probabilities are of other pairs; delete results/base/reference_logps")
@@ -160,13 +153,20 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="folder to write: LoRA adapter and tokenizer")
     parser.add_argument("--log", type=Path, required=True, help="JSON Lines file to write: one line a logged step")
     arguments = parser.parse_args()
-    settings = arguments.settings
 
-    from dpo.policy import load_policy
+    from dpo.policy import load_policy, products_dtype, settle_trainer
 
+    settings, reason = settle_trainer(arguments.model, arguments.settings)
+    if reason:
+        print(f"trainer: trl instead of shared_prompt, since {reason}")
     policy, tokenizer = load_policy(arguments.model, settings)
     weights = {file.name: sha256_of(file) for file in sorted(arguments.model.glob("*.safetensors"))}
-    stamp = {"settings": settings, "train": sha256_of(arguments.train), "weights": weights}
+    stamp = {
+        "settings": settings,
+        "products": str(products_dtype(settings)),
+        "train": sha256_of(arguments.train),
+        "weights": weights,
+    }
     checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
     reference = read_jsonl(arguments.reference) if arguments.reference else []
     trainer = make_trainer(policy, tokenizer, read_jsonl(arguments.train), reference, settings, arguments.checkpoints)

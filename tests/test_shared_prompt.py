@@ -24,6 +24,8 @@ from dpo import trainer as trainers
 from dpo.attention import ROWS, PairAttention, Span
 from dpo.completion_head import CompletionHead
 from dpo.shared_prompt import Pair, SharedPromptModel, answer_logps, micro_batches, needed_operations, why_not
+from dpo.workers import shared_out
+from dpo.workspace import CHUNK, Workspace
 from workflow import PROJECT
 
 SIZES = {
@@ -114,6 +116,28 @@ def test_log_probabilities_and_gradients_are_those_of_transformers(make, checkpo
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
     assert entropy.shape == mean_logits.shape == is_top1.shape == ours.shape
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 16])
+def test_cores_share_the_pairs_and_a_pass_in_between_changes_nothing(cores, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    set_seed(1)
+    policy, pairs = policy_of(MODELS["llama"]()), some_pairs()
+    model = SharedPromptModel(policy, torch.float32)
+    theirs = logps_of_transformers(policy, pairs)
+    weights = torch.randn(len(theirs))
+    expected = gradients(policy, theirs, weights)
+    ours = model.score(pairs)[0]
+    model.score(pairs[::-1])
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    for name, gradient in gradients(policy, ours, weights).items():
+        assert (gradient - expected[name]).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_shares_are_even_and_hold_each_item_once():
+    assert shared_out([9, 2, 3, 4], 2) == [[0], [1, 2, 3]]
+    assert shared_out([5, 5, 5, 5], 3) == [[0, 3], [1], [2]]
+    assert shared_out([1, 2], 16) == [[1], [0]]
 
 
 @pytest.mark.parametrize("layers", [["q_proj"], ["v_proj", "up_proj"], ["down_proj", "o_proj"]], ids="+".join)
@@ -221,12 +245,12 @@ def test_a_change_below_the_last_digit_of_a_value_survives_attention():
     tokens, size = 1000, 8
     values = torch.randn(tokens, size).to(torch.bfloat16).float()
     added = values.abs() * 2**-8 / 20
-    spans = [Span(token, 1, 0, 0) for token in range(tokens)]
+    spans = [Span(token, 0, 1, 0) for token in range(tokens)]
     attention = PairAttention(
         spans, torch.ones(tokens, size // 2), torch.zeros(tokens, size // 2), 1, 1, torch.bfloat16
     )
     qkv = torch.cat([torch.randn(tokens, 2 * size), values + added], 1)
-    found = attention.forward(qkv)[0].float() / attention.off_grid - values
+    found = attention.forward(qkv, Workspace(qkv.device))[0].float() / attention.off_grid - values
     assert torch.equal((values + added).to(torch.bfloat16).float(), values)
     assert (found.sum() / added.sum()).item() == pytest.approx(1.0, abs=0.3)
 
@@ -314,6 +338,21 @@ def test_how_a_step_is_divided_changes_nothing_but_rounding(most_at_once, tokeni
     )  # fmt: skip
     assert losses == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(adapter, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_workspace_is_used_again_and_grows():
+    workspace = Workspace(torch.device("cpu"))
+    first, second = workspace.copy(torch.arange(3.0)), workspace.copy(torch.arange(5), torch.bfloat16)
+    large = workspace.empty((CHUNK,), torch.float32)
+    large.zero_()
+    assert first.tolist() == [0, 1, 2] and second.tolist() == [0, 1, 2, 3, 4]
+    workspace.free()
+    assert workspace.empty((3,), torch.float32).data_ptr() == first.data_ptr()
+    mark = workspace.mark()
+    third = workspace.empty((CHUNK,), torch.float32)
+    assert third.data_ptr() == large.data_ptr()
+    workspace.free(mark)
+    assert workspace.empty((2,), torch.bfloat16).data_ptr() == second.data_ptr()
 
 
 def test_micro_batches_hold_so_many_tokens_or_one_pair():

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from dpo.workspace import Workspace
+
 ROWS = 128  # tokens whose attention is computed at once: with more, more is spent on keys that they may not see
 
 # An adapter changes values by less than a 16-bit number's last digit, and what the frozen layer gave has no more
@@ -88,18 +90,19 @@ class PairAttention:
         shape = self.length, self.key_heads, -1, self.size
         return tuple(part.view(shape) for part in (qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:values]))
 
-    def forward(self, qkv: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+    def forward(self, qkv: torch.Tensor, workspace: Workspace) -> tuple[torch.Tensor, tuple]:
         """Attend.
 
         Args:
             qkv: queries, keys and values side by side, (T, (heads + 2 key heads) * size), float32.
+            workspace: for what is returned.
 
         Returns:
             `off_grid` times the mean values, (T, heads * size), in `dtype`; and what `backward` needs.
         """
         q, k, v = self.split(qkv)
         q, k = rotate(q, *self.query_rotation), rotate(k, *self.key_rotation)
-        v = by_head(v).mul(self.off_grid).to(self.dtype)[:, :, 0]
+        v = workspace.copy(by_head(v)[:, :, 0] * self.off_grid, self.dtype)
         q, k = by_head(q), by_head(k)[:, :, 0]
         mean = torch.empty(q.shape, dtype=self.dtype, device=qkv.device)
         weights = []
@@ -108,10 +111,10 @@ class PairAttention:
             count = rows.stop - rows.start
             future = self.future[backwards][:count, :, :count]
             scores.view(self.key_heads, count, self.group, -1)[..., own].add_(future)
-            weights.append(scores.softmax(-1).to(self.dtype))
+            weights.append(workspace.copy(scores.softmax(-1), self.dtype))
             torch.bmm(weights[-1], v[:, keys], out=self.rows_of(mean, rows))
-        mean = mean.transpose(0, 1).reshape(self.length, -1)
-        return mean, (q.to(self.dtype), k.to(self.dtype), v, weights)
+        kept = workspace.copy(q, self.dtype), workspace.copy(k, self.dtype), v, weights
+        return workspace.copy(by_head(mean)).view(self.length, -1), kept
 
     def backward(self, dmean: torch.Tensor, saved: tuple, dqkv: torch.Tensor) -> None:
         """Put the gradient of qkv into dqkv, (T, at least its width), from that of the mean values.

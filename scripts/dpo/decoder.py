@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from dpo.attention import PairAttention
+from dpo.workspace import Workspace
 
 
 @dataclass
@@ -74,10 +75,11 @@ class Projection:
             weight[self.outputs :][factors.inner] = factors.a.detach()
         return weight
 
-    def forward(self, x: torch.Tensor, unscaled: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return y / unscaled, (T, outputs), float32, and the inner values, (T, inner), for `backward`."""
+    def forward(self, x: torch.Tensor, y: torch.Tensor, workspace: Workspace, unscaled: float = 1.0) -> torch.Tensor:
+        """Put outputs / unscaled into y, (T, outputs), float32; return the inner values, (T, inner), for `backward`."""
         both = functional.linear(x, self.weight())
-        y, inner = both[:, : self.outputs].float(), both[:, self.outputs :].contiguous()
+        y.copy_(both[:, : self.outputs])
+        inner = workspace.copy(both[:, self.outputs :])
         h = inner.float()
         for factors in self.factors:
             y[:, factors.outputs].addmm_(h[:, factors.inner], factors.b.detach().float().t(), alpha=factors.scaling)
@@ -85,7 +87,7 @@ class Projection:
             y /= unscaled
         if self.bias is not None:
             y += self.bias
-        return y, inner
+        return inner
 
     def backward(
         self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor, gradients: dict, unscaled: float = 1.0
@@ -95,17 +97,18 @@ class Projection:
         Args:
             dy: gradient of the outputs, from `room`.
             x, inner, unscaled: what `forward` took and gave.
-            gradients: of parameters.
+            gradients: where to put those of each parameter, float32.
         """
         dinner = dy[:, self.outputs :]
         for factors in self.factors:
             dout = dy[:, factors.outputs]
             dinner[:, factors.inner] = dout @ factors.b.detach().mul(factors.scaling).to(self.dtype)
             db = inner[:, factors.inner].t() @ dout
-            gradients[factors.b] = db.t().float().mul_(factors.scaling / unscaled)
+            torch.mul(db.t(), factors.scaling / unscaled, out=gradients[factors.b])
         if self.factors:
-            da = (dinner.t() @ x).float().div_(unscaled)
-            gradients.update({factors.a: da[factors.inner] for factors in self.factors})
+            da = dinner.t() @ x
+            for factors in self.factors:
+                torch.div(da[factors.inner], unscaled, out=gradients[factors.a])
         return dy @ self.weight()
 
     def room(self, length: int) -> torch.Tensor:
@@ -123,15 +126,16 @@ class Projection:
 class Norm:
     """Root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4)."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype):
+    def __init__(self, layer: nn.Module):
         self.weight = layer.weight.detach().float()
-        self.epsilon, self.dtype = layer.variance_epsilon, dtype
+        self.epsilon = layer.variance_epsilon
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x normalised, (T, hidden), in `dtype`, and each token's factor, (T, 1), for `backward`."""
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Put x normalised, (T, hidden), into y; return each token's factor, (T, 1), for `backward`."""
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         factor = square.div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
-        return (x * factor).mul_(self.weight).to(self.dtype), factor
+        y.copy_((x * factor).mul_(self.weight))
+        return factor
 
     def backward(self, dy: torch.Tensor, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """Return the gradient of x, (T, hidden), float32."""
@@ -146,27 +150,33 @@ class DecoderLayer:
     def __init__(self, layer: nn.Module, dtype: torch.dtype, adapter: bool):
         attention, mlp = layer.self_attn, layer.mlp
         self.dtype, self.width = dtype, mlp.gate_proj.out_features
-        self.norm_1, self.norm_2 = Norm(layer.input_layernorm, dtype), Norm(layer.post_attention_layernorm, dtype)
+        self.norm_1, self.norm_2 = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype, adapter)
         self.o = Projection([attention.o_proj], dtype, adapter)
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, adapter)
         self.down = Projection([mlp.down_proj], dtype, adapter)
         self.projections = self.qkv, self.o, self.gate_up, self.down
 
-    def forward(self, x: torch.Tensor, attention: PairAttention) -> tuple[torch.Tensor, tuple]:
-        """Return the layer's output, (T, hidden), float32, and what `backward` needs."""
-        n1, factor_1 = self.norm_1.forward(x)
-        qkv, inner_1 = self.qkv.forward(n1)
-        mean, attended = attention.forward(qkv)
-        middle, inner_2 = self.o.forward(mean, attention.off_grid)
+    def forward(self, x: torch.Tensor, y: torch.Tensor, attention: PairAttention, workspace: Workspace) -> tuple:
+        """Put the layer's output into y, (T, hidden), float32; return what `backward` needs."""
+        length = len(x)
+        n1 = workspace.empty(x.shape, self.dtype)
+        factor_1 = self.norm_1.forward(x, n1)
+        qkv = torch.empty(length, self.qkv.outputs, device=x.device)
+        inner_1 = self.qkv.forward(n1, qkv, workspace)
+        mean, attended = attention.forward(qkv, workspace)
+        middle = workspace.empty(x.shape, x.dtype)
+        inner_2 = self.o.forward(mean, middle, workspace, attention.off_grid)
         middle += x
-        n2, factor_2 = self.norm_2.forward(middle)
-        gate_up, inner_3 = self.gate_up.forward(n2)
+        n2 = workspace.empty(x.shape, self.dtype)
+        factor_2 = self.norm_2.forward(middle, n2)
+        gate_up = workspace.empty((length, 2 * self.width), x.dtype)
+        inner_3 = self.gate_up.forward(n2, gate_up, workspace)
         gate, up = gate_up.split(self.width, 1)
-        product = functional.silu(gate).mul_(up).to(self.dtype)
-        y, inner_4 = self.down.forward(product)
+        product = workspace.copy(functional.silu(gate).mul_(up), self.dtype)
+        inner_4 = self.down.forward(product, y, workspace)
         y += middle
-        return y, (
+        return (
             x, n1, factor_1, inner_1, attended, mean, inner_2, middle, n2, factor_2, inner_3, gate_up, product, inner_4
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ HEADROOM = 64  # positions by which a full layer of the cache grows
 PLAIN_ATTENTION = ("llama",)
 
 # glibc's mallopt: which allocations go to the kernel one by one, and how much freed memory is kept (mallopt(3)).
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX = -3, -1, -2, -8
 LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows
 NEVER = -1
 
@@ -86,6 +86,7 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, NEVER)
         mallopt(M_TOP_PAD, LARGEST_KEPT)
+        mallopt(M_ARENA_MAX, 1)  # so that threads reuse each other's
 
 
 class GrowingLayer(DynamicLayer):

@@ -7,6 +7,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # every file that training reads is local
 
 import torch
 
+from dpo.shared_prompt import NEED_TRLS_BATCHES, why_not
+
+
+def settle_trainer(model: Path, settings: dict) -> tuple[dict, str | None]:
+    """Return the settings with TRL's trainer where the shared layout cannot serve, and why; decided before loading.
+
+    `bf16: auto` depends on it.
+    """
+    from transformers import AutoConfig
+
+    if settings["trainer"] != "shared_prompt":
+        return settings, None
+    reason = why_not(AutoConfig.from_pretrained(model))
+    if settings["loss_type"] in NEED_TRLS_BATCHES:
+        reason = f"loss type {settings['loss_type']} compares the pairs of a batch with each other"
+    return (settings | {"trainer": "trl"} if reason else settings), reason
+
 
 def products_dtype(settings: dict) -> torch.dtype:
     """Return the type in which matrices are multiplied: `bf16` of the settings, `auto` resolved on this machine.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo.policy import load_policy, products_dtype
+from dpo.policy import load_policy, products_dtype, settle_trainer
 
 Logps = list[tuple[float, int]]
 
@@ -35,17 +35,15 @@ def score(
     Returns:
         `logps` and `base_logps`: (log-probability in nats, length in tokens) of each completion.
     """
+    settings, _ = settle_trainer(model, settings)
     policy, _ = load_policy(model, settings)
 
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(policy, load_file(adapter / "adapter_model.safetensors"))
-    from dpo.shared_prompt import why_not
-
-    ours = settings["trainer"] == "shared_prompt" and not why_not(policy.config)
     with torch.inference_mode():
-        run = run_shared_prompt if ours else run_transformers
+        run = run_shared_prompt if settings["trainer"] == "shared_prompt" else run_transformers
         return run(policy, settings, sequences, texts, lambda n, logprobs: np.save(folder / f"{n}.npy", logprobs))
 
 

@@ -14,11 +14,15 @@ from dpo.attention import PairAttention, Span
 from dpo.completion_head import CompletionHead, TokenScores
 from dpo.decoder import DecoderLayer, Norm
 from dpo.workers import Workers, shared_out
+from dpo.workspace import Workspace
 
 TOKENS_AT_ONCE = 2048  # of several pairs, where no gradient is wanted: more is no faster
 
 # Architectures that are what `DecoderLayer` computes, while their attention has no window.
 PLAIN = ("llama", "mistral", "qwen2")
+
+# These losses sort the log-probabilities of the pairs that are computed together, and so are not a mean over pairs.
+NEED_TRLS_BATCHES = ("aot", "aot_unpaired")
 
 
 class Pair(NamedTuple):
@@ -104,12 +108,13 @@ class SharedPromptModel:
         self.heads, self.key_heads = base.config.num_attention_heads, base.config.num_key_value_heads
         self.embedding, self.rotary = base.model.embed_tokens, base.model.rotary_emb
         self.layers = [DecoderLayer(layer, dtype, adapter) for layer in base.model.layers]
-        self.norm = Norm(base.model.norm, dtype)
+        self.norm = Norm(base.model.norm)
         self.head = CompletionHead(base.get_output_embeddings(), dtype)
         self.projections = [projection for layer in self.layers for projection in layer.projections]
         factors = [part for projection in self.projections for part in projection.factors]
         self.parameters = [parameter for part in factors for parameter in (part.a, part.b)]
         self.workers = Workers(self.device)
+        self.workspaces: list[Workspace] = []  # free ones, of all parts
 
     @property
     def device(self) -> torch.device:
@@ -162,15 +167,26 @@ class SharedPromptModel:
         """Return the log-probabilities of each next token of a text, (len(text) - 1, vocabulary), float32."""
         x, attention = self.embed(text, list(range(len(text))), [Span(0, 0, len(text), 0)])
         self.refresh()
+        workspace = Workspace(self.device)
         for layer in self.layers:
-            x, _ = layer.forward(x, attention)
-        hidden, _ = self.norm.forward(x[:-1])
+            y = workspace.empty(x.shape, x.dtype)
+            mark = workspace.mark()
+            layer.forward(x, y, attention, workspace)
+            workspace.free(mark)
+            x = y
+        hidden = torch.empty_like(x[:-1], dtype=self.dtype)
+        self.norm.forward(x[:-1], hidden)
         return self.head.logits(hidden, self.on_device(text[1:])).log_softmax(-1, dtype=torch.float32)
 
     def refresh(self) -> None:
         """Take over the adapter as it is now."""
         for projection in self.projections:
             projection.refresh()
+
+    def by_parameter(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Return views of values of all parameters, one after another, in the parameters' shapes."""
+        parts = values.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
 
     def embed(self, ids: list[int], positions: list[int], spans: list[Span]) -> tuple[torch.Tensor, PairAttention]:
         """Return the first layer's input, (T, hidden), float32, and the attention that all layers share."""
@@ -202,34 +218,51 @@ class Part:
         following = [token for pair in pairs for token in pair.chosen]
         following += [token for pair in pairs for token in pair.rejected]
         self.model = model
+        # Before everything else that a pass needs: memory that outlives the pass would leave holes between it.
+        self.gradients = torch.empty(sum(map(torch.Tensor.numel, model.parameters)), device=model.device)
         self.predicting, self.following = model.on_device(after_chosen + after_rejected), model.on_device(following)
         self.x, self.attention = model.embed(ids, positions, spans)
 
     def forward(self, with_gradient: bool) -> TokenScores:
         """Return what the model says of each answer token, chosen answers first; keep what `backward` needs."""
         model, x, self.kept = self.model, self.x, []
+        self.workspace = model.workspaces.pop() if model.workspaces else Workspace(model.device)
         for layer in model.layers:
-            y, saved = layer.forward(x, self.attention)
+            y = self.workspace.empty(x.shape, x.dtype)
+            mark = self.workspace.mark()
+            saved = layer.forward(x, y, self.attention, self.workspace)
             if with_gradient:
                 self.kept.append(x if model.checkpoint else saved)
+            if model.checkpoint or not with_gradient:
+                self.workspace.free(mark)
             x = y
         self.x = x[self.predicting]
-        hidden, self.factor = model.norm.forward(self.x)
+        hidden = torch.empty_like(self.x, dtype=model.dtype)
+        self.factor = model.norm.forward(self.x, hidden)
         scores = model.head.score(hidden, self.following, with_gradient)
         self.shape, self.gradient = x.shape, scores.gradient
+        if not with_gradient:
+            self.workspace.free()
+            model.workspaces.append(self.workspace)
         return scores
 
-    def backward(self, dlog_probs: torch.Tensor) -> dict[torch.nn.Parameter, torch.Tensor]:
-        """Return the parameters' gradients from that of the log-probabilities."""
-        model, gradients = self.model, {}
+    def backward(self, dlog_probs: torch.Tensor) -> torch.Tensor:
+        """Return the gradients of all parameters, one after another, from that of the log-probabilities."""
+        model, workspace = self.model, self.workspace
+        gradients = dict(zip(model.parameters, model.by_parameter(self.gradients), strict=True))
         dx = model.norm.backward(self.gradient * dlog_probs[:, None], self.x, self.factor)
         dx = dx.new_zeros(self.shape).index_add_(0, self.predicting, dx)
+        mark = workspace.mark()
         for layer in reversed(model.layers):
             saved = self.kept.pop()
             if model.checkpoint:
-                saved = layer.forward(saved, self.attention)[1]
+                workspace.free(mark)
+                y = workspace.empty(saved.shape, saved.dtype)
+                saved = layer.forward(saved, y, self.attention, workspace)
             dx = layer.backward(dx, saved, self.attention, gradients)
-        return gradients
+        workspace.free()
+        model.workspaces.append(workspace)
+        return self.gradients
 
 
 class TokenScoring(torch.autograd.Function):
@@ -248,7 +281,10 @@ class TokenScoring(torch.autograd.Function):
         model, parts = context.rest
         shares = dlog_probs.split([len(part.following) for part in parts])
         found = model.workers.map(lambda number: parts[number].backward(shares[number]), list(range(len(parts))))
-        return None, None, None, *(sum(part[parameter] for part in found) for parameter in model.parameters)
+        total = found[0]
+        for gradients in found[1:]:
+            total += gradients
+        return None, None, None, *model.by_parameter(total)
 
 
 def order_of(pairs: list[Pair], shares: list[list[int]]) -> list[int]:

@@ -19,9 +19,6 @@ from dpo.policy import products_dtype
 from dpo.shared_prompt import SharedPromptModel, answer_logps, needed_operations, pair_of
 from dpo.workers import shared_out
 
-# These sort the log-probabilities of the pairs that are computed together, and so are not a mean over pairs.
-NEED_TRLS_BATCHES = ("aot", "aot_unpaired")
-
 
 @dataclass
 class Step:
