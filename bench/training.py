@@ -29,7 +29,7 @@ import yaml
 PROJECT = Path(__file__).parents[1]
 TRL = PROJECT / ".venv/trl-1.9.0"
 PAIRS = 16  # two whole steps an epoch
-WARM_UP = 1  # step that is not counted
+WARM_UP = 2  # steps that are not counted
 
 
 def settings_of(**changes) -> dict:

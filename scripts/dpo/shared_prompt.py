@@ -16,6 +16,7 @@ from dpo.decoder import DecoderLayer, Norm
 from dpo.workers import Workers, shared_out
 from dpo.workspace import Workspace
 
+MULTIPLE = 16  # of tokens in a row: oneDNN makes code for each length that it meets, and keeps it
 TOKENS_AT_ONCE = 2048  # of several pairs, where no gradient is wanted: more is no faster
 
 # Architectures that are what `DecoderLayer` computes, while their attention has no window.
@@ -215,6 +216,11 @@ class Part:
             ids += [*reversed(chosen), *prompt, *rejected]
             positions += reversed(range(len(prompt), len(prompt) + len(chosen)))
             positions += range(len(prompt) + len(rejected))
+        idle = -len(ids) % MULTIPLE
+        if idle:
+            spans.append(Span(len(ids), 0, idle, 0))  # a prompt that nobody answers
+            ids += ids[:1] * idle
+            positions += range(idle)
         following = [token for pair in pairs for token in pair.chosen]
         following += [token for pair in pairs for token in pair.rejected]
         self.model = model

@@ -94,7 +94,9 @@ def loss_on(trainer: DPOTrainer, rows: list[dict]) -> float:
 @torch.no_grad()
 def float32_loss_on(trainer: DPOTrainer, rows: list[dict]) -> float:
     """Return the same with every product in float32, of policy and reference."""
-    pad = trainer.pad if isinstance(trainer, SharedPromptTrainer) else trainer.data_collator
+    if ours := isinstance(trainer, SharedPromptTrainer):
+        trainer.shared_prompt.workspaces.clear()  # their memory is needed for weights in float32
+    pad = trainer.pad if ours else trainer.data_collator
     reference = list(answer_logps(SharedPromptModel(trainer.model, torch.float32, adapter=False), rows))
     policy = SharedPromptModel(trainer.model, torch.float32)
     trainer.precompute_ref_logps = True
