@@ -137,14 +137,12 @@ class SharedPromptModel:
         starts = [len(row) - length for row, length in zip(rows, predicted.sum(1).tolist(), strict=True)]
         n = len(rows) // 2
         pairs = [Pair(rows[i][: starts[i]], rows[i][starts[i] :], rows[i + n][starts[i + n] :]) for i in range(n)]
-        names = "log_probs", "entropy", "mean_logits", "is_top1"
-        found = {name: values.cpu() for name, values in zip(names, self.score(pairs), strict=True)}
-        return SimpleNamespace(
-            **{
-                name: values.new_zeros(predicted.shape).masked_scatter(predicted, values)
-                for name, values in found.items()
-            }
+        # One wait for a GPU, not four.
+        found = torch.stack([values.float() for values in self.score(pairs)]).cpu()
+        log_probs, entropy, mean_logits, is_top1 = (
+            found.new_zeros(predicted.shape).masked_scatter(predicted, values) for values in found
         )
+        return SimpleNamespace(log_probs=log_probs, entropy=entropy, mean_logits=mean_logits, is_top1=is_top1.bool())
 
     def score(self, pairs: list[Pair]) -> tuple[torch.Tensor, ...]:
         """Return what the model says of each answer token.
@@ -224,6 +222,7 @@ class Part:
         following = [token for pair in pairs for token in pair.chosen]
         following += [token for pair in pairs for token in pair.rejected]
         self.model = model
+        self.workspace = model.workspaces.pop() if model.workspaces else Workspace(model.device)
         # Before everything else that a pass needs: memory that outlives the pass would leave holes between it.
         self.gradients = torch.empty(sum(map(torch.Tensor.numel, model.parameters)), device=model.device)
         self.predicting, self.following = model.on_device(after_chosen + after_rejected), model.on_device(following)
@@ -232,7 +231,6 @@ class Part:
     def forward(self, with_gradient: bool) -> TokenScores:
         """Return what the model says of each answer token, chosen answers first; keep what `backward` needs."""
         model, x, self.kept = self.model, self.x, []
-        self.workspace = model.workspaces.pop() if model.workspaces else Workspace(model.device)
         for layer in model.layers:
             y = self.workspace.empty(x.shape, x.dtype)
             mark = self.workspace.mark()
