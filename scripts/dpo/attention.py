@@ -1,6 +1,6 @@
 """Attention within pairs that share their prompt: both answers see the prompt, neither sees the other.
 
-All pairs of a micro-batch lie in one row of tokens; nothing is padded, nothing is computed between pairs. A rejected
+All pairs of a micro-batch lie in one row of tokens, and nothing is computed between pairs. A rejected
 answer's positions go on from its prompt's, as those of the chosen one do (arXiv 2410.20305). In the row a pair lies as
 
     chosen answer backwards | prompt | rejected answer
@@ -128,7 +128,7 @@ class PairAttention:
             dqkv: in any type.
         """
         q, k, v, weights = saved
-        dmean = dmean.view(self.length, self.key_heads, self.group, self.size).transpose(0, 1).contiguous()
+        dmean = by_head(dmean.view(self.length, self.key_heads, self.group, self.size)).contiguous()
         dq = torch.empty(q.shape, device=q.device)
         dk, dv = torch.zeros(2, *k.shape, device=k.device)
         for (rows, keys, _, _), p in zip(self.blocks, weights, strict=True):
