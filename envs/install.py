@@ -1,6 +1,7 @@
 """Make or complete the virtual environment of this project: python3 envs/install.py VENV_DIR
 
-Safe to run again: what is installed already is kept, so an interrupted set-up goes on where it stopped.
+Safe to run again: what is installed already is kept, so an interrupted set-up goes on where it stopped. What is
+downloaded must have the SHA-256 in the locks, which envs/lock.py writes; what is kept is not checked again.
 Standard library only, and no syntax newer than Python 3.6: an old Python must get far enough to be told so.
 """
 
@@ -10,12 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ENVS = Path(__file__).resolve().parent
-LOCK = ENVS / "requirements.txt"
-CUDA_LOCK = ENVS / "requirements-cuda.txt"
+PINS = ENVS / "requirements.txt"
+LOCK = ENVS / "requirements.lock"
+SOURCE_LOCK = ENVS / "requirements-source.lock"
+CUDA_PINS = ENVS / "requirements-cuda.txt"
+CUDA_LOCK = ENVS / "requirements-cuda.lock"
 CHECKSUM = ENVS / "llama-cpp-python.sha256"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -91,9 +96,9 @@ def has_nvidia_gpu():
     return listed.returncode == 0 and listed.stdout.startswith(b"GPU ")
 
 
-def pinned(package):
-    """Return the version that the lock gives to a package."""
-    for line in LOCK.read_text().splitlines():
+def pinned(package, pins=PINS):
+    """Return the version that a package is pinned to."""
+    for line in pins.read_text().splitlines():
         name, _, rest = line.partition("==")
         if name == package:
             return rest.split()[0]
@@ -112,8 +117,19 @@ def sha256_of(path):
 def run(step, command, **environment):
     """Run one command of a step; what it prints as an error stays visible."""
     # A user's `pip config set global.user true` would make pip refuse to install into a virtual environment.
-    result = subprocess.run(list(map(str, command)), env=dict(os.environ, PIP_USER="0", **environment))
-    if result.returncode != 0:
+    environment = dict(os.environ, PIP_USER="0", **environment)
+    other_file = False
+    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:  # passed on as it comes; read, since pip's exit status is the same for all errors
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
+            other_file = other_file or b"DO NOT MATCH THE HASHES" in line
+    if other_file:
+        fail(
+            "set-up stopped: {} failed, because the index served another file than the one that is locked, see above. "
+            "It was not installed. If a second try says the same, do not use that index".format(step)
+        )
+    if process.returncode != 0:
         fail("set-up stopped: {} failed, see above. Run the same command again to go on from here".format(step))
 
 
@@ -137,14 +153,38 @@ def make_venv(folder):
     return python
 
 
-def install_torch(python):
-    """Install torch with its dependencies, the only package that needs this.
+def install_locked(python, lock, *options):
+    """Install a lock: exactly these files, and without dependencies, as on a CPU unsloth's are not needed."""
+    say("installing {}".format(lock.name))
+    command = pip(python, "install", "--require-hashes", "--no-deps", *options, "-r", lock)
+    run("installing {}".format(lock.name), command)
 
-    Its Linux builds load CUDA libraries that come as dependencies; without them it would not even import.
+
+def install_locks(python, gpu):
+    """Install all but torch, torchvision and llama-cpp-python; last what has no wheel, since wheels build it.
+
+    Left to itself pip would download what a build asks for, in any version and unchecked.
     """
-    version = pinned("torch")
-    say("installing torch {} and what it needs".format(version))
-    run("installing torch", pip(python, "install", "torch==" + version, "-c", LOCK))
+    install_locked(python, LOCK, "--only-binary", ":all:")
+    if gpu:
+        install_locked(python, CUDA_LOCK, "--only-binary", ":all:")
+    install_locked(python, SOURCE_LOCK, "--no-build-isolation")
+
+
+def install_torch(python, gpu):
+    """Install torch and the CUDA libraries that its Linux builds load; all else that it needs comes from the locks.
+
+    The only step without hashes. Under one version every index has other builds of torch, for a CPU or for CUDA, and
+    which CUDA libraries belong to one stands in the build itself. Torchvision must be from the same index: it refuses
+    a torch for another CUDA. Source, whose code pip would run, is never taken.
+    """
+    wanted = ["torch==" + pinned("torch")]
+    if gpu:
+        wanted.append("torchvision==" + pinned("torchvision", CUDA_PINS))
+    say("installing {} and the libraries that it brings".format(" and ".join(wanted)))
+    # unsloth lacks what only a GPU needs, and pip would call it an error.
+    options = ["--only-binary", ":all:", "--no-warn-conflicts", "-c", PINS]
+    run("installing torch", pip(python, "install", *options, *wanted))
 
 
 def fetch_llama_cpp(python, folder):
@@ -157,8 +197,12 @@ def fetch_llama_cpp(python, folder):
     say("downloading the source of {}".format(requirement))
     if archive.exists():
         archive.unlink()  # pip would keep a broken file of this name
-    source_only = ["--no-deps", "--no-binary", "llama-cpp-python", "--dest", archive.parent]
-    run("downloading llama-cpp-python", pip(python, "download", *source_only, requirement))
+    options = ["--no-deps", "--no-binary", "llama-cpp-python", "--no-build-isolation", "--dest", archive.parent]
+    with tempfile.TemporaryDirectory() as scratch:
+        # pip takes hashes from a file only. It must have this one: it runs what it downloads, to learn its metadata.
+        lock = Path(scratch) / "llama-cpp-python.lock"
+        lock.write_text("{} --hash=sha256:{}\n".format(requirement, digest))
+        run("downloading llama-cpp-python", pip(python, "download", *options, "--require-hashes", "-r", lock))
     if not archive.exists() or sha256_of(archive) != digest:
         fail("{} has not come with the SHA-256 in {}; run again, or ask who changed it".format(archive, CHECKSUM))
     return archive
@@ -178,16 +222,8 @@ def build_llama_cpp(python, archive):
     say("building llama-cpp-python from source: about 7 minutes on two cores, no output until it is done")
     # CMake lets the last of two equal options win, so that the user's own can undo ours.
     options = " ".join([CMAKE_ARGS, os.environ.get("CMAKE_ARGS", "")]).strip()
-    run("building llama-cpp-python", pip(python, "install", "--no-deps", archive), CMAKE_ARGS=options)
-
-
-def install_lock(python, gpu):
-    """Install everything else, exactly as pinned. Without dependencies: on a CPU unsloth's are not needed."""
-    say("installing everything else in {}".format(LOCK.name))
-    run("installing {}".format(LOCK.name), pip(python, "install", "--no-deps", "-r", LOCK))
-    if gpu:
-        say("installing what unsloth needs on an NVIDIA GPU")
-        run("installing {}".format(CUDA_LOCK.name), pip(python, "install", "--no-deps", "-r", CUDA_LOCK))
+    command = pip(python, "install", "--no-deps", "--no-build-isolation", archive)
+    run("building llama-cpp-python", command, CMAKE_ARGS=options)
 
 
 def main(folder):
@@ -203,10 +239,10 @@ def main(folder):
     if stamp.exists():
         stamp.unlink()  # from here on the environment is neither the old one nor the new one
     python = make_venv(folder)
-    install_torch(python)
+    install_locks(python, gpu)
+    install_torch(python, gpu)
     archive = fetch_llama_cpp(python, folder)
     build_llama_cpp(python, archive)
-    install_lock(python, gpu)
     say("importing torch, trl, llama_cpp and snakemake")
     run("importing what was installed", [python, "-c", "import torch, trl, llama_cpp, snakemake"])
     stamp.write_text(sha256_of(LOCK) + "\n")
