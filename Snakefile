@@ -23,6 +23,6 @@ rule all:
     default_target: True
     input:
         RESULTS,
-        "results/summary.json",
-        "results/report.html",
-        expand("results/{run}/README.md", run=RUNS),
+        REPORTS,
+        "results/provenance.json",
+        "results/sbom.cdx.json",

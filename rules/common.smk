@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import json
+import math
 import os
 import re
 import sys
@@ -14,18 +15,26 @@ from snakemake.exceptions import WorkflowError
 
 # Scripts run with the Python that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+# A job compares it with its parent's, to end with this process.
+os.environ.update(SNAKEMAKE_PID=str(os.getpid()))
 
 
 def hold_folder():
     """Clear the locks that a killed run left behind, so that the same command just goes on.
 
     Every Snakemake in this folder shares a file lock, which the kernel drops however its process ends. Whoever can have
-    it alone knows that no other is alive, and that locks found now are stale. Returns the file, to be kept open.
+    it alone knows that no other is alive, and that locks found now are stale. Jobs share another one: those of a killed
+    Snakemake die with it, and are waited for. Returns the file, to be kept open.
     """
-    Path(".snakemake/locks").mkdir(parents=True, exist_ok=True)
-    file = open(".snakemake/alive", "w")
+    try:
+        Path(".snakemake/locks").mkdir(parents=True, exist_ok=True)
+        file, jobs = open(".snakemake/alive", "w"), open(".snakemake/jobs", "w")
+    except OSError as error:
+        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake must be able to write in this folder")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with jobs:
+            fcntl.flock(jobs, fcntl.LOCK_EX)
         for lock in Path(".snakemake/locks").iterdir():
             lock.unlink()
     except BlockingIOError:
@@ -64,6 +73,14 @@ def check_loss(run, settings):
         raise WorkflowError(f"config.yaml: run {run}: loss_type {loss_type} needs a label_smoothing, such as 1.0e-3")
 
 
+def keys_without_number(value, key=""):
+    """The keys of all numbers that are NaN or infinite, which no schema can refuse."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [key]
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    return [found for name, part in parts for found in keys_without_number(part, f"{key}.{name}".strip("."))]
+
+
 def check_config():
     """Stop with one line a fault, naming the key and what is allowed, where config does not fit the schema."""
     schema = yaml.safe_load(Path(workflow.basedir, "schemas/config.schema.yaml").read_text())
@@ -71,6 +88,8 @@ def check_config():
     if faults:
         lines = [f"  {'.'.join(map(str, fault.path)) or 'top level'}: {explain(fault)}" for fault in faults]
         raise WorkflowError("\n".join(["config.yaml is not valid:", *lines]))
+    if keys := keys_without_number(config):
+        raise WorkflowError(f"config.yaml: {', '.join(keys)}: NaN and infinity are no settings; write a number")
     for run, changed in config["runs"].items():
         check_loss(run, config["training"] | changed)
 
@@ -149,12 +168,11 @@ def reference_settings(precision):
     return {key: training_settings(run)[key] for key in ("bf16", "load_in_4bit", "max_length")}
 
 
-def reference_of(wildcards):
-    """The reference log-probabilities of a run, shared by all runs of its precision; TRL's trainer computes its own, and
-    it alone can train with the losses that compare the pairs of a batch."""
-    settings = run_settings(wildcards.run)
-    ours = settings["trainer"] == "shared_prompt" and settings["loss_type"] not in ("aot", "aot_unpaired")
-    return f"results/base/reference_logps/{precision_of(wildcards.run)}.jsonl" if ours else []
+def needs_reference(run):
+    """Whether a run reads reference log-probabilities, shared by all runs of its precision; TRL's trainer computes its
+    own, and it alone can train with the losses that compare the pairs of a batch."""
+    settings = run_settings(run)
+    return settings["trainer"] == "shared_prompt" and settings["loss_type"] not in ("aot", "aot_unpaired")
 
 
 def code(rule_name):
@@ -174,6 +192,28 @@ def code(rule_name):
                 continue
             left += [module for module in modules if os.path.relpath(module) not in files and module not in left]
     return sorted(set(files))
+
+
+def manifests(*jobs):
+    """The manifests of the jobs that wrote what a rule reads, as `rule/subject`. They may be older or newer than what
+    they vouch for: whether a rule runs again depends on what it reads, not on how that came about."""
+    return [ancient(f"results/manifests/{job}.json") for job in jobs]
+
+
+def base_or(job, variant):
+    """The job that made something of a variant: the base model was fetched, a run's was made by a job of its own."""
+    return "fetch_model/base" if variant == "base" else f"{job}/{variant}"
+
+
+def made_before(name):
+    """The jobs that wrote what a set is made from, besides the model."""
+    jobs = [f"fetch_dataset/{Path(source['folder']).name}" for source in sources_of(name) if "folder" in source]
+    return jobs + (["build_dataset/train"] if name == "heldout" else [])
+
+
+def gguf_maker(variant, type):
+    """The job that wrote a variant's GGUF file of a type."""
+    return f"convert_to_gguf/{variant}" if type == "f16" else f"quantize_gguf/{variant}/{type}"
 
 
 def adapter_of(wildcards):

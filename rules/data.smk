@@ -4,7 +4,8 @@ rule fetch_dataset:
     input:
         code("fetch_dataset"),
     output:
-        directory("results/data/sources/{source}"),
+        folder=directory("results/data/sources/{source}"),
+        manifest="results/manifests/fetch_dataset/{source}.json",
     log:
         "logs/fetch_dataset/{source}.log",
     benchmark:
@@ -17,7 +18,8 @@ rule fetch_dataset:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/fetch_dataset.py --settings {params.settings:q} --folder {output:q}
+        exec python scripts/run_stage.py --rule fetch_dataset --inputs {input:q} --outputs {output:q} -- \
+            python scripts/fetch_dataset.py --settings {params.settings:q} --folder {output.folder:q}
         """
 
 
@@ -26,6 +28,7 @@ rule fetch_dataset:
 rule build_dataset:
     input:
         code("build_dataset"),
+        lambda wildcards: manifests("fetch_model/base", *made_before(wildcards.set)),
         sources=lambda wildcards: [source.get("folder") or source["path"] for source in sources_of(wildcards.set)],
         trained=lambda wildcards: "results/data/train.jsonl" if wildcards.set == "heldout" else [],
         trained_prompts=lambda wildcards: "results/data/train.prompts.npy" if wildcards.set == "heldout" else [],
@@ -35,6 +38,7 @@ rule build_dataset:
         rejected="results/data/{set}.rejected.jsonl",
         prompts="results/data/{set}.prompts.npy",
         audit="results/data/{set}.audit.json",
+        manifest="results/manifests/build_dataset/{set}.json",
     log:
         "logs/build_dataset/{set}.log",
     benchmark:
@@ -62,7 +66,8 @@ rule build_dataset:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/build_dataset.py --model {input.model:q} --settings {params.settings:q} {params.trained} \
+        exec python scripts/run_stage.py --rule build_dataset --inputs {input:q} --outputs {output:q} -- \
+            python scripts/build_dataset.py --model {input.model:q} --settings {params.settings:q} {params.trained} \
             --dataset {output.dataset:q} --rejected {output.rejected:q} --prompts {output.prompts:q} \
             --audit {output.audit:q}
         """
@@ -71,12 +76,14 @@ rule build_dataset:
 rule audit_dataset:
     input:
         code("audit_dataset"),
+        manifests("fetch_model/base", *(f"build_dataset/{name}" for name in SETS)),
         expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "prompts.npy", "audit.json"]),
         **{name: DATA[name] for name in TEST_SETS},
         model="results/base/model",
     output:
         audit="results/data/audit.json",
         rejected="results/data/rejected.jsonl",
+        manifest="results/manifests/audit_dataset/data.json",
     log:
         "logs/audit_dataset/data.log",
     benchmark:
@@ -92,7 +99,8 @@ rule audit_dataset:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} \
+        exec python scripts/run_stage.py --rule audit_dataset --inputs {input:q} --outputs {output:q} -- \
+            python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} \
             --instructions {input.instructions:q} --adversarial {input.adversarial:q} --model {input.model:q} \
             --settings {params.settings:q} --audit {output.audit:q} --rejected {output.rejected:q}
         """

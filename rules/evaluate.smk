@@ -1,11 +1,14 @@
 rule generate_responses:
     input:
         code("generate_responses"),
+        manifests("fetch_model/base"),
+        lambda wildcards: manifests(base_or("train_dpo", wildcards.variant)),
         **{name: DATA[name] for name in TEST_SETS},
         model="results/base/model",
         adapter=adapter_of,
     output:
-        "results/{variant}/generations.jsonl",
+        generations="results/{variant}/generations.jsonl",
+        manifest="results/manifests/generate_responses/{variant}.json",
     log:
         "logs/generate_responses/{variant}.log",
     benchmark:
@@ -19,19 +22,22 @@ rule generate_responses:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/generate_responses.py --model {input.model:q} {params.adapter} --prompts {input.prompts:q} \
+        exec python scripts/run_stage.py --rule generate_responses --inputs {input:q} --outputs {output:q} -- \
+            python scripts/generate_responses.py --model {input.model:q} {params.adapter} --prompts {input.prompts:q} \
             --instructions {input.instructions:q} --adversarial {input.adversarial:q} --settings {params.settings:q} \
-            --generations {output:q}
+            --generations {output.generations:q}
         """
 
 
 rule score_responses:
     input:
         code("score_responses"),
+        manifests("generate_responses/{variant}"),
         **{name: DATA[name] for name in TEST_SETS},
         generations="results/{variant}/generations.jsonl",
     output:
-        "results/{variant}/scores.json",
+        scores="results/{variant}/scores.json",
+        manifest="results/manifests/score_responses/{variant}.json",
     log:
         "logs/score_responses/{variant}.log",
     benchmark:
@@ -41,14 +47,21 @@ rule score_responses:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/score_responses.py --prompts {input.prompts:q} --instructions {input.instructions:q} \
-            --adversarial {input.adversarial:q} --generations {input.generations:q} --scores {output:q}
+        exec python scripts/run_stage.py --rule score_responses --inputs {input:q} --outputs {output:q} -- \
+            python scripts/score_responses.py --prompts {input.prompts:q} --instructions {input.instructions:q} \
+            --adversarial {input.adversarial:q} --generations {input.generations:q} --scores {output.scores:q}
         """
 
 
 rule score_preferences:
     input:
         code("score_preferences"),
+        manifests("fetch_model/base", "build_dataset/train", "build_dataset/heldout"),
+        lambda wildcards: (
+            []
+            if wildcards.variant == "base"
+            else manifests(f"train_dpo/{wildcards.variant}", "score_preferences/base")
+        ),
         model="results/base/model",
         adapter=adapter_of,
         reference=lambda wildcards: [] if wildcards.variant == "base" else "results/base/preferences.json",
@@ -56,7 +69,8 @@ rule score_preferences:
         heldout="results/data/heldout.jsonl",
         neutral=DATA["neutral"],
     output:
-        "results/{variant}/preferences.json",
+        preferences="results/{variant}/preferences.json",
+        manifest="results/manifests/score_preferences/{variant}.json",
     log:
         "logs/score_preferences/{variant}.log",
     benchmark:
@@ -72,9 +86,10 @@ rule score_preferences:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/score_preferences.py --model {input.model:q} {params.adapter} --train {input.train:q} \
+        exec python scripts/run_stage.py --rule score_preferences --inputs {input:q} --outputs {output:q} -- \
+            python scripts/score_preferences.py --model {input.model:q} {params.adapter} --train {input.train:q} \
             --heldout {input.heldout:q} --neutral {input.neutral:q} --settings {params.settings:q} \
-            --preferences {output:q}
+            --preferences {output.preferences:q}
         """
 
 
@@ -82,10 +97,12 @@ rule score_preferences:
 rule check_judge:
     input:
         code("check_judge"),
+        manifests("build_dataset/heldout"),
         lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
         pairs="results/data/heldout.jsonl",
     output:
-        "results/judges/{judge}.json",
+        check="results/judges/{judge}.json",
+        manifest="results/manifests/check_judge/{judge}.json",
     log:
         "logs/check_judge/{judge}.log",
     benchmark:
@@ -100,25 +117,28 @@ rule check_judge:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/check_judge.py --settings {params.settings:q} --pairs {input.pairs:q} \
-            --max-pairs {params.max_pairs} --journal {params.journal:q} --check {output:q}
+        exec python scripts/run_stage.py --rule check_judge --inputs {input:q} --outputs {output:q} -- \
+            python scripts/check_judge.py --settings {params.settings:q} --pairs {input.pairs:q} \
+            --max-pairs {params.max_pairs} --journal {params.journal:q} --check {output.check:q}
         """
 
 
 rule judge_responses:
     input:
         code("judge_responses"),
+        manifests("check_judge/{judge}", "generate_responses/base", "generate_responses/{run}"),
         lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
         check="results/judges/{judge}.json",
         prompts=DATA["prompts"],
         base="results/base/generations.jsonl",
         run="results/{run}/generations.jsonl",
     output:
-        "results/{run}/judgements/{judge}.json",
+        judgements="results/{run}/judgements/{judge}.json",
+        manifest="results/manifests/judge_responses/{run}/{judge}.json",
     log:
-        "logs/judge_responses/{run}.{judge}.log",
+        "logs/judge_responses/{run}/{judge}.log",
     benchmark:
-        "benchmarks/judge_responses/{run}.{judge}.tsv"
+        "benchmarks/judge_responses/{run}/{judge}.tsv"
     conda:
         "../envs/dpo.yaml"
     threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
@@ -128,7 +148,8 @@ rule judge_responses:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/judge_responses.py --settings {params.settings:q} --check {input.check:q} \
+        exec python scripts/run_stage.py --rule judge_responses --inputs {input:q} --outputs {output:q} -- \
+            python scripts/judge_responses.py --settings {params.settings:q} --check {input.check:q} \
             --prompts {input.prompts:q} --base {input.base:q} --run {input.run:q} --journal {params.journal:q} \
-            --judgements {output:q}
+            --judgements {output.judgements:q}
         """

@@ -1,10 +1,12 @@
 rule merge_adapter:
     input:
         code("merge_adapter"),
+        manifests("fetch_model/base", "train_dpo/{run}"),
         model="results/base/model",
         adapter="results/{run}/adapter",
     output:
-        directory("results/{run}/merged"),
+        merged=directory("results/{run}/merged"),
+        manifest="results/manifests/merge_adapter/{run}.json",
     log:
         "logs/merge_adapter/{run}.log",
     benchmark:
@@ -14,7 +16,8 @@ rule merge_adapter:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/merge_adapter.py --model {input.model:q} --adapter {input.adapter:q} --merged {output:q}
+        exec python scripts/run_stage.py --rule merge_adapter --inputs {input:q} --outputs {output:q} -- \
+            python scripts/merge_adapter.py --model {input.model:q} --adapter {input.adapter:q} --merged {output.merged:q}
         """
 
 
@@ -22,10 +25,12 @@ rule merge_adapter:
 rule convert_to_gguf:
     input:
         code("convert_to_gguf"),
+        lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
         "envs/llama-cpp-python.sha256",
         model=model_of,
     output:
-        "results/{variant}/gguf/model-f16.gguf",
+        gguf="results/{variant}/gguf/model-f16.gguf",
+        manifest="results/manifests/convert_to_gguf/{variant}.json",
     log:
         "logs/convert_to_gguf/{variant}.log",
     benchmark:
@@ -35,19 +40,23 @@ rule convert_to_gguf:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/convert_to_gguf.py --model {input.model:q} --gguf {output:q}
+        exec python scripts/run_stage.py --rule convert_to_gguf --inputs {input:q} --outputs {output:q} -- \
+            python scripts/convert_to_gguf.py --model {input.model:q} --gguf {output.gguf:q}
         """
 
 
 rule compute_imatrix:
     input:
         code("compute_imatrix"),
+        manifests("convert_to_gguf/{variant}", "build_dataset/train"),
+        lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
         "envs/llama-cpp-python.sha256",
         gguf="results/{variant}/gguf/model-f16.gguf",
         model=model_of,
         train="results/data/train.jsonl",
     output:
-        "results/{variant}/gguf/imatrix.gguf",
+        imatrix="results/{variant}/gguf/imatrix.gguf",
+        manifest="results/manifests/compute_imatrix/{variant}.json",
     log:
         "logs/compute_imatrix/{variant}.log",
     benchmark:
@@ -58,22 +67,26 @@ rule compute_imatrix:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/compute_imatrix.py --gguf {input.gguf:q} --model {input.model:q} --train {input.train:q} \
-            --imatrix {output:q}
+        exec python scripts/run_stage.py --rule compute_imatrix --inputs {input:q} --outputs {output:q} -- \
+            python scripts/compute_imatrix.py --gguf {input.gguf:q} --model {input.model:q} --train {input.train:q} \
+            --imatrix {output.imatrix:q}
         """
 
 
 rule quantize_gguf:
     input:
         code("quantize_gguf"),
+        manifests("convert_to_gguf/{variant}"),
+        manifests("compute_imatrix/{variant}") if config["export"]["imatrix"] else [],
         gguf="results/{variant}/gguf/model-f16.gguf",
         imatrix="results/{variant}/gguf/imatrix.gguf" if config["export"]["imatrix"] else [],
     output:
-        "results/{variant}/gguf/model-{quantized}.gguf",
+        quantized="results/{variant}/gguf/model-{quantized}.gguf",
+        manifest="results/manifests/quantize_gguf/{variant}/{quantized}.json",
     log:
-        "logs/quantize_gguf/{variant}.{quantized}.log",
+        "logs/quantize_gguf/{variant}/{quantized}.log",
     benchmark:
-        "benchmarks/quantize_gguf/{variant}.{quantized}.tsv"
+        "benchmarks/quantize_gguf/{variant}/{quantized}.tsv"
     conda:
         "../envs/dpo.yaml"
     threads: workflow.cores
@@ -82,14 +95,16 @@ rule quantize_gguf:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/quantize_gguf.py --gguf {input.gguf:q} --type {wildcards.quantized} {params.imatrix} \
-            --quantized {output:q}
+        exec python scripts/run_stage.py --rule quantize_gguf --inputs {input:q} --outputs {output:q} -- \
+            python scripts/quantize_gguf.py --gguf {input.gguf:q} --type {wildcards.quantized} {params.imatrix} \
+            --quantized {output.quantized:q}
         """
 
 
 rule smoke_test_gguf:
     input:
         code("smoke_test_gguf"),
+        manifests(f"quantize_gguf/{{run}}/{SHIPPED}", "convert_to_gguf/{run}", "merge_adapter/{run}"),
         gguf=f"results/{{run}}/gguf/model-{SHIPPED}.gguf",
         f16="results/{run}/gguf/model-f16.gguf",
         merged="results/{run}/merged",
@@ -97,6 +112,7 @@ rule smoke_test_gguf:
     output:
         modelfile="results/{run}/gguf/Modelfile",
         report="results/{run}/smoke_test.json",
+        manifest="results/manifests/smoke_test_gguf/{run}.json",
     log:
         "logs/smoke_test_gguf/{run}.log",
     benchmark:
@@ -109,7 +125,8 @@ rule smoke_test_gguf:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/smoke_test_gguf.py --gguf {input.gguf:q} --f16 {input.f16:q} --merged {input.merged:q} \
+        exec python scripts/run_stage.py --rule smoke_test_gguf --inputs {input:q} --outputs {output:q} -- \
+            python scripts/smoke_test_gguf.py --gguf {input.gguf:q} --f16 {input.f16:q} --merged {input.merged:q} \
             --prompts {input.prompts:q} --settings {params.settings:q} \
             --modelfile {output.modelfile:q} --report {output.report:q}
         """

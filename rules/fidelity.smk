@@ -1,6 +1,10 @@
 rule score_gguf:
     input:
         code("score_gguf"),
+        manifests("convert_to_gguf/{variant}", "build_dataset/heldout"),
+        lambda wildcards: manifests(
+            base_or("merge_adapter", wildcards.variant), gguf_maker(wildcards.variant, wildcards.type)
+        ),
         gguf="results/{variant}/gguf/model-{type}.gguf",
         above=made_from,
         model=model_of,
@@ -8,11 +12,12 @@ rule score_gguf:
         neutral=DATA["neutral"],
         prompts=[DATA[name] for name in TEST_SETS],
     output:
-        "results/{variant}/gguf_scores/{type}.json",
+        scores="results/{variant}/gguf_scores/{type}.json",
+        manifest="results/manifests/score_gguf/{variant}/{type}.json",
     log:
-        "logs/score_gguf/{variant}.{type}.log",
+        "logs/score_gguf/{variant}/{type}.log",
     benchmark:
-        "benchmarks/score_gguf/{variant}.{type}.tsv"
+        "benchmarks/score_gguf/{variant}/{type}.tsv"
     conda:
         "../envs/dpo.yaml"
     threads: workflow.cores
@@ -21,15 +26,23 @@ rule score_gguf:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/score_gguf.py --gguf {input.gguf:q} --above {input.above:q} --model {input.model:q} \
+        exec python scripts/run_stage.py --rule score_gguf --inputs {input:q} --outputs {output:q} -- \
+            python scripts/score_gguf.py --gguf {input.gguf:q} --above {input.above:q} --model {input.model:q} \
             --heldout {input.heldout:q} --neutral {input.neutral:q} --prompts {input.prompts:q} \
-            --settings {params.settings:q} --scores {output:q}
+            --settings {params.settings:q} --scores {output.scores:q}
         """
 
 
 rule measure_fidelity:
     input:
         code("measure_fidelity"),
+        manifests(
+            "fetch_model/base",
+            "build_dataset/heldout",
+            "score_preferences/base",
+            *(f"{job}/{{run}}" for job in ("train_dpo", "merge_adapter", "score_preferences")),
+            *(f"score_gguf/{variant}/{type}" for variant in ("base", "{run}") for type in ["f16", *TYPES]),
+        ),
         model="results/base/model",
         adapter="results/{run}/adapter",
         merged="results/{run}/merged",
@@ -41,7 +54,8 @@ rule measure_fidelity:
         base_scores=gguf_scores("base"),
         scores=lambda wildcards: gguf_scores(wildcards.run),
     output:
-        "results/{run}/fidelity.json",
+        fidelity="results/{run}/fidelity.json",
+        manifest="results/manifests/measure_fidelity/{run}.json",
     log:
         "logs/measure_fidelity/{run}.log",
     benchmark:
@@ -56,20 +70,23 @@ rule measure_fidelity:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/measure_fidelity.py --model {input.model:q} --adapter {input.adapter:q} \
+        exec python scripts/run_stage.py --rule measure_fidelity --inputs {input:q} --outputs {output:q} -- \
+            python scripts/measure_fidelity.py --model {input.model:q} --adapter {input.adapter:q} \
             --merged {input.merged:q} --heldout {input.heldout:q} --neutral {input.neutral:q} \
             --prompts {input.prompts:q} --reference {input.reference:q} --preferences {input.preferences:q} \
             --base-scores {input.base_scores:q} --scores {input.scores:q} --settings {params.settings:q} \
-            --fidelity {output:q}
+            --fidelity {output.fidelity:q}
         """
 
 
 rule check_fidelity:
     input:
         code("check_fidelity"),
+        manifests("measure_fidelity/{run}"),
         fidelity="results/{run}/fidelity.json",
     output:
-        "results/{run}/fidelity_check.json",
+        check="results/{run}/fidelity_check.json",
+        manifest="results/manifests/check_fidelity/{run}.json",
     log:
         "logs/check_fidelity/{run}.log",
     benchmark:
@@ -82,6 +99,7 @@ rule check_fidelity:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/check_fidelity.py --fidelity {input.fidelity:q} --types {params.types} \
-            --settings {params.settings:q} --check {output:q}
+        exec python scripts/run_stage.py --rule check_fidelity --inputs {input:q} --outputs {output:q} -- \
+            python scripts/check_fidelity.py --fidelity {input.fidelity:q} --types {params.types} \
+            --settings {params.settings:q} --check {output.check:q}
         """

@@ -5,7 +5,8 @@ rule fetch_model:
         local=config["model"].get("path", []),
     output:
         model=directory("results/base/model"),
-        manifest="results/base/manifest.json",
+        source="results/base/manifest.json",
+        manifest="results/manifests/fetch_model/base.json",
     log:
         "logs/fetch_model/base.log",
     benchmark:
@@ -17,6 +18,7 @@ rule fetch_model:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/fetch_model.py --settings {params.settings:q} \
-            --model {output.model:q} --manifest {output.manifest:q}
+        exec python scripts/run_stage.py --rule fetch_model --inputs {input:q} --outputs {output:q} -- \
+            python scripts/fetch_model.py --settings {params.settings:q} \
+            --model {output.model:q} --manifest {output.source:q}
         """

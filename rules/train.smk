@@ -2,10 +2,12 @@
 rule compute_reference_logps:
     input:
         code("compute_reference_logps"),
+        manifests("fetch_model/base", "build_dataset/train"),
         train="results/data/train.jsonl",
         model="results/base/model",
     output:
-        "results/base/reference_logps/{precision}.jsonl",
+        logps="results/base/reference_logps/{precision}.jsonl",
+        manifest="results/manifests/compute_reference_logps/{precision}.json",
     log:
         "logs/compute_reference_logps/{precision}.log",
     benchmark:
@@ -18,20 +20,32 @@ rule compute_reference_logps:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/compute_reference_logps.py --train {input.train:q} --model {input.model:q} \
-            --settings {params.settings:q} --logps {output:q}
+        exec python scripts/run_stage.py --rule compute_reference_logps --inputs {input:q} --outputs {output:q} -- \
+            python scripts/compute_reference_logps.py --train {input.train:q} --model {input.model:q} \
+            --settings {params.settings:q} --logps {output.logps:q}
         """
 
 
 rule train_dpo:
     input:
         code("train_dpo"),
+        manifests("fetch_model/base", "build_dataset/train"),
+        lambda wildcards: (
+            manifests(f"compute_reference_logps/{precision_of(wildcards.run)}")
+            if needs_reference(wildcards.run)
+            else []
+        ),
         train="results/data/train.jsonl",
         model="results/base/model",
-        reference=reference_of,
+        reference=lambda wildcards: (
+            f"results/base/reference_logps/{precision_of(wildcards.run)}.jsonl"
+            if needs_reference(wildcards.run)
+            else []
+        ),
     output:
         adapter=directory("results/{run}/adapter"),
         training="results/{run}/training.jsonl",
+        manifest="results/manifests/train_dpo/{run}.json",
     log:
         "logs/train_dpo/{run}.log",
     benchmark:
@@ -47,7 +61,8 @@ rule train_dpo:
     shell:
         """
         exec &> >(tee {log:q})
-        python scripts/train_dpo.py --train {input.train:q} --model {input.model:q} {params.reference} \
+        exec python scripts/run_stage.py --rule train_dpo --inputs {input:q} --outputs {output:q} -- \
+            python scripts/train_dpo.py --train {input.train:q} --model {input.model:q} {params.reference} \
             --settings {params.settings:q} --checkpoints {params.checkpoints:q} \
             --adapter {output.adapter:q} --log {output.training:q}
         """

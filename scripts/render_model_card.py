@@ -5,6 +5,7 @@
 """
 
 import argparse
+import html
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -68,7 +69,8 @@ def main() -> None:
         metadata,
         template_path=str(arguments.template),
         name=arguments.run,
-        base_name=metadata.base_model or summary["model"]["source"]["path"],
+        # A path is any text; Markdown would take markup in it for its own.
+        base_name=metadata.base_model or html.escape(" ".join(summary["model"]["source"]["path"].split())),
         summary=summary,
         measured=summary["variants"][arguments.run],
         run=summary["runs"][arguments.run],

@@ -17,19 +17,13 @@ import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 from safetensors import safe_open
 
-from dpo import cli, comparison, preferences, rubric, statistics, training_health, verdict
+from dpo import cli, comparison, preferences, provenance, rubric, statistics, training_health, verdict
 from dpo.artifacts import read_json, read_jsonl, sha256_of, write_json
 from dpo.prompts import TEST_SETS, notebook_prompts, read_test_sets
-
-PACKAGES = (
-    "snakemake", "unsloth", "unsloth_zoo", "trl", "transformers", "datasets", "peft", "bitsandbytes", "torch",
-    "llama-cpp-python", "gguf",
-)  # fmt: skip
 
 # What the notebook this workflow grew from promises, word for word.
 NOTEBOOK = {
@@ -175,24 +169,15 @@ def side_by_side(name: str, rows: list[dict], generations: dict, scores: dict, j
 
 
 def read_stages(benchmarks: list[Path]) -> list[dict]:
-    """Return wall time and peak memory of each stage, from Snakemake's benchmark files `<rule>/<subject>.tsv`."""
+    """Return wall time and peak memory of each stage, from Snakemake's files `benchmarks/<rule>/<subject>.tsv`."""
     stages = []
     for file in benchmarks:
         row = next(csv.DictReader(file.read_text().splitlines(), delimiter="\t"))
         # A stage too short to be sampled has "NA".
         peak = float(row["max_rss"]) if row["max_rss"].replace(".", "").isdigit() else None
-        stages.append({"rule": file.parent.name, "of": file.stem, "seconds": float(row["s"]), "peak_memory_mb": peak})
+        _, rule, *subject = file.with_suffix("").parts
+        stages.append({"rule": rule, "of": ".".join(subject), "seconds": float(row["s"]), "peak_memory_mb": peak})
     return stages
-
-
-def git_commit() -> str | None:
-    """Return the commit of the working tree, with `+changes` where files differ from it; None outside a checkout."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+changes" if changes else "")
 
 
 def describe_machine() -> str:
@@ -207,7 +192,7 @@ def describe_machine() -> str:
     return ", ".join(filter(None, parts))
 
 
-def provenance(results: Path, runs: list[str], config: dict) -> dict:
+def describe_origin(results: Path, runs: list[str], config: dict) -> dict:
     """Return what the results were made with and from, and the SHA-256 of each artefact."""
     patterns = ["data/*.jsonl", "base/model/*.safetensors", "base/gguf/*.gguf"]
     for run in runs:
@@ -215,10 +200,10 @@ def provenance(results: Path, runs: list[str], config: dict) -> dict:
     files = [file for pattern in patterns for file in sorted(results.glob(pattern))]
     return {
         "config": config,
-        "git_commit": git_commit(),
+        "git_commit": provenance.git_commit(),
         "python": platform.python_version(),
         "machine": describe_machine(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": provenance.versions(),
         "artifacts": {
             str(file.relative_to(results)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files
         },
@@ -289,7 +274,7 @@ def main() -> None:
     for name, rows in sets.items():
         summary[name] = side_by_side(name, rows, generations, scores, judgements)
     summary["stages"] = read_stages(arguments.benchmarks)
-    summary["provenance"] = provenance(results, runs, arguments.config)
+    summary["provenance"] = describe_origin(results, runs, arguments.config)
     write_json(arguments.summary, summary)
     for run, found in summary["verdicts"].items():
         print(found["sentence"])

@@ -6,7 +6,8 @@
         --adapter results/dpo/adapter --log results/dpo/training.jsonl
 
 The settings are the `training:` section of config.yaml plus `max_length`, under TRL's and PEFT's own names. The same
-code runs on a CPU and on a GPU. Interrupted, the same command goes on from its last checkpoint.
+code runs on a CPU and on a GPU. Interrupted, the same command goes on from its last whole checkpoint. Out of memory, it
+goes on from there with half as many pairs at once, and as many a step.
 
 DPO: Rafailov et al. 2023, arXiv 2305.18290, equation 7. With a fresh adapter policy and reference agree, so the first
 implicit rewards are 0; anything else means that the two do not see the same model, and training stops.
@@ -18,18 +19,22 @@ The last line of the log also says what the loss on training pairs is in the end
 import argparse
 import json
 import math
+import os
+import pickle
 import shutil
+import sys
 import time
 from pathlib import Path
 
 from dpo import chat, cli
-from dpo.artifacts import read_jsonl, sha256_of, staged_folder, write_json, write_jsonl
+from dpo.artifacts import read_json, read_jsonl, remove_folder, sha256_of, staged_folder, write_json, write_jsonl
 from dpo.cli import UserError
 from dpo.preferences import choose_pairs
 
 FIRST_REWARD_TOLERANCE = 0.02
 CHECKED_PAIRS = 20
 SECONDS_BETWEEN_LINES = 10
+SEAL = "sha256.json"  # in a checkpoint, written last
 
 
 def make_trainer(policy, tokenizer, rows: list[dict], reference: list[dict], settings: dict, checkpoints: Path):
@@ -73,6 +78,9 @@ def watch(trainer) -> None:
             if not control.should_log and time.monotonic() - self.printed >= SECONDS_BETWEEN_LINES:
                 self.show(state)
 
+        def on_save(self, args, state, control, **kwargs):
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in logs:
                 return
@@ -90,6 +98,28 @@ def watch(trainer) -> None:
             print(f"step {state.global_step}/{state.max_steps}: {measured}{left / 60:.1f} minutes left", flush=True)
 
     trainer.add_callback(Watch())
+
+
+def contents(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint, by name."""
+    return {file.name: sha256_of(file) for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != SEAL}
+
+
+def seal(checkpoint: Path) -> None:
+    """Say in a checkpoint what is in it: one without that was never finished.
+
+    What transformers pickles of its arguments is left out: nothing reads it, and it would hold a hub's token.
+    """
+    (checkpoint / "training_args.bin").unlink(missing_ok=True)
+    write_json(checkpoint / SEAL, contents(checkpoint))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was finished, and is what it was then."""
+    try:
+        return read_json(checkpoint / SEAL) == contents(checkpoint)
+    except (OSError, ValueError):
+        return False
 
 
 def check_finite(entry: dict) -> None:
@@ -129,18 +159,98 @@ def final_losses(trainer) -> dict:
     }
 
 
-def claim_checkpoints(folder: Path, stamp: dict) -> str | None:
-    """Return the last whole checkpoint that belongs to these settings and data, or None after clearing any others."""
-    stamp_file = folder / "stamp.json"
-    if stamp_file.exists() and json.loads(stamp_file.read_text()) == stamp:
-        from transformers.trainer_utils import get_last_checkpoint
+def check_adapter(policy, settings: dict) -> None:
+    """Raise `UserError` where training left a weight that is no number, or changed nothing at all.
 
-        return get_last_checkpoint(str(folder))
-    if folder.exists():
-        print(f"the checkpoints in {folder} belong to other settings or data; starting anew")
-        shutil.rmtree(folder)
-    write_json(stamp_file, stamp)
+    A fresh adapter's second factors are all zero: what it adds is zero until a step has moved one of them.
+    """
+    weights = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(
+                f"training went wrong: {name} holds NaN or infinity at the end; "
+                "lower training.learning_rate or raise training.warmup_steps in config.yaml"
+            )
+    if not any(weight.any() for name, weight in weights.items() if "lora_B" in name):
+        raise UserError(
+            f"training changed nothing: in {settings['max_steps']} steps, the first {settings['warmup_steps']} to warm "
+            "up, the learning rate never rose above zero; in config.yaml raise training.max_steps or "
+            "training.learning_rate, or lower training.warmup_steps"
+        )
+
+
+def claim_checkpoints(folder: Path, stamp: dict) -> str | None:
+    """Return the last whole checkpoint that belongs to these settings and data, or None; any others are removed."""
+    stamp_file = folder / "stamp.json"
+    try:
+        ours = read_json(stamp_file) == stamp
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        if folder.exists():
+            print(f"the checkpoints in {folder} belong to other settings or data; starting anew")
+        remove_folder(folder)
+        write_json(stamp_file, stamp)
+    for checkpoint in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.partition("-")[2])):
+        if is_whole(checkpoint):
+            return str(checkpoint)
+        print(f"{checkpoint} is not whole: removed")
+        shutil.rmtree(checkpoint)
     return None
+
+
+def with_pairs_at_once(settings: dict, pairs: int) -> dict:
+    """Return settings with other many pairs in a forward pass, and as many a step."""
+    a_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    return settings | {"per_device_train_batch_size": pairs, "gradient_accumulation_steps": a_step // pairs}
+
+
+def start_again(pairs: int) -> None:
+    """Become this program anew, which frees all memory, with half as many pairs at once, or one where they are odd."""
+    fewer = 1 if pairs % 2 else pairs // 2
+    print(f"warning: memory ran out with {pairs} pairs at once; going on with {fewer}", flush=True)
+    os.execv(sys.executable, [sys.executable, *sys.argv, "--pairs-at-once", str(fewer)])
+
+
+def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
+    """Train to the end, from the last checkpoint where there is one, and write adapter and log."""
+    from dpo.policy import load_policy
+
+    checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
+    policy, tokenizer = load_policy(arguments.model, settings)
+    reference = read_jsonl(arguments.reference) if arguments.reference else []
+    trainer = make_trainer(policy, tokenizer, read_jsonl(arguments.train), reference, settings, arguments.checkpoints)
+    watch(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{checkpoint} holds a pickle of more than numbers, which could run code, and is not loaded; "
+            f"delete {arguments.checkpoints} and run again"
+        ) from None
+    except Exception as error:
+        if cli.explain_storage(error):
+            error.add_note(f"while writing {arguments.checkpoints}")
+        raise
+    check_adapter(policy, settings)
+
+    # TRL's count of tokens begins at zero again where a training is resumed.
+    lines = [
+        {key: value for key, value in entry.items() if key != "num_tokens"}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    lines[-1] |= final_losses(trainer)
+    if arguments.pairs_at_once:
+        lines[-1]["pairs_at_once"] = arguments.pairs_at_once
+    config = policy.peft_config[policy.active_adapter]
+    config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
+    with staged_folder(arguments.adapter) as folder:
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").unlink()  # PEFT's blank model card
+    write_jsonl(arguments.log, lines)
+    remove_folder(arguments.checkpoints)
 
 
 def main() -> None:
@@ -149,17 +259,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="base model, a Hugging Face folder")
     parser.add_argument("--reference", type=Path, help="file that compute_reference_logps wrote, for shared_prompt")
     parser.add_argument("--settings", type=json.loads, required=True, help="training settings, as JSON")
+    parser.add_argument(
+        "--pairs-at-once", type=int, help="fewer than the settings say; a step has as many all the same"
+    )
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints, removed when done")
     parser.add_argument("--adapter", type=Path, required=True, help="folder to write: LoRA adapter and tokenizer")
     parser.add_argument("--log", type=Path, required=True, help="JSON Lines file to write: one line a logged step")
     arguments = parser.parse_args()
 
-    from dpo.policy import load_policy, products_dtype, settle_trainer
+    from dpo.policy import products_dtype, settle_trainer
 
     settings, reason = settle_trainer(arguments.model, arguments.settings)
     if reason:
         print(f"trainer: trl instead of shared_prompt, since {reason}")
-    policy, tokenizer = load_policy(arguments.model, settings)
     weights = {file.name: sha256_of(file) for file in sorted(arguments.model.glob("*.safetensors"))}
     stamp = {
         "settings": settings,
@@ -167,20 +279,13 @@ def main() -> None:
         "train": sha256_of(arguments.train),
         "weights": weights,
     }
-    checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
-    reference = read_jsonl(arguments.reference) if arguments.reference else []
-    trainer = make_trainer(policy, tokenizer, read_jsonl(arguments.train), reference, settings, arguments.checkpoints)
-    watch(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    with staged_folder(arguments.adapter) as folder:
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "README.md").unlink()  # PEFT's blank model card
-    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
-    lines[-1] |= final_losses(trainer)
-    write_jsonl(arguments.log, lines)
-    shutil.rmtree(arguments.checkpoints)
+    pairs = arguments.pairs_at_once or settings["per_device_train_batch_size"]
+    try:
+        train(arguments, with_pairs_at_once(settings, pairs), stamp)
+    except (MemoryError, RuntimeError) as error:
+        if pairs == 1 or not cli.is_out_of_memory(error):
+            raise
+        start_again(pairs)
 
 
 if __name__ == "__main__":

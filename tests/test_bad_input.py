@@ -28,6 +28,11 @@ CONFIG_MISTAKES = {
     "unknown key": ({"training": {"betta": 0.1}}, "training: unknown key betta; allowed are trainer, bf16, r"),
     "number read as text": ({"training": {"learning_rate": "5e-5"}}, "training.learning_rate: '5e-5' is text"),
     "beta 0": ({"training": {"beta": 0}}, "training.beta: 0 is less than or equal to the minimum of 0"),
+    "learning rate 0": ({"training": {"learning_rate": 0}}, "training.learning_rate: 0 is less than or equal to"),
+    "learning rate NaN": (
+        {"training": {"learning_rate": float("nan")}},
+        "training.learning_rate: NaN and infinity are",
+    ),
     "r 0": ({"training": {"r": 0}}, "training.r: 0 is less than the minimum of 1"),
     "unknown module": ({"training": {"target_modules": ["qproj"]}}, "'qproj' is not one of ['q_proj',"),
     "text for a switch": ({"training": {"load_in_4bit": "no"}}, "training.load_in_4bit: 'no' is not of type 'boolean'"),

@@ -422,7 +422,8 @@ def test_a_killed_program_asks_nothing_twice(program, tmp_path):
         server.always = block
         run = program(fast(server, concurrency=2, timeout=30))
         journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 30
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 7:
+        # Two more questions are under way then, and must have arrived: they must not be taken for the second program's.
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 7 or len(server.bodies) < 9:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
@@ -449,9 +450,27 @@ def test_a_torn_line_of_the_journal_is_asked_again(compare, tmp_path):
 
 
 def test_a_broken_line_in_the_middle_of_the_journal_is_named(tmp_path):
-    (tmp_path / "journal.jsonl").write_text('{"key": "1", "better": "A", "reason": ""}\n{"better"\n[1]\n')
+    path = tmp_path / "journal.jsonl"
+    Journal(path).add("1", {"better": "A", "reason": ""})
+    path.write_bytes(path.read_bytes() + b'{"better"\n[1]\n')
     with pytest.raises(UserError, match=r"journal\.jsonl:2 is no line of this journal"):
-        Journal(tmp_path / "journal.jsonl")
+        Journal(path)
+
+
+def test_a_flipped_bit_in_the_journal_is_never_taken_for_an_answer(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    for key in "12":
+        Journal(path).add(key, {"better": "A", "reason": "it is true"})
+    content, answers = path.read_bytes(), Journal(path).answers
+    first_line = content.index(b"\n")
+    for place in range(first_line):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            try:
+                found = Journal(path).answers
+            except UserError:
+                continue
+            assert found.items() <= answers.items(), (place, bit)
 
 
 def test_another_judge_is_asked_anew(compare):

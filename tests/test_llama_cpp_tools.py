@@ -275,7 +275,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(exported, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))  # the largest file that may be written, in bytes
     try:
-        refused(tmp_path, "could not quantise")
+        refused(tmp_path, "File too large, while writing ")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -26,7 +26,19 @@ import check_judge
 import render_report
 import score_responses
 import summarize
-from dpo import audit, comparison, fidelity, judge, preferences, rubric, statistics, svg, training_health, verdict
+from dpo import (
+    audit,
+    comparison,
+    fidelity,
+    judge,
+    preferences,
+    provenance,
+    rubric,
+    statistics,
+    svg,
+    training_health,
+    verdict,
+)
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "report" / "template.html"
@@ -171,7 +183,7 @@ def sample_summary_text(runs: tuple[str, ...]) -> str:
         "git_commit": "3f1c" * 10 + "+changes",
         "python": "3.11.9",
         "machine": "Linux x86_64, Some CPU, 2 cores",
-        "versions": dict.fromkeys(summarize.PACKAGES, "1.2.3"),
+        "versions": dict.fromkeys(provenance.versions(), "1.2.3"),
         "artifacts": {
             f"{run}/{file}": {"bytes": size, "sha256": digest * 32}
             for run in runs
@@ -1048,9 +1060,10 @@ def test_a_missing_number_is_named_and_leaves_no_page(tmp_path, capsys, monkeypa
     (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     arguments = ["--summary", tmp_path / "summary.json", "--template", TEMPLATE, "--report", tmp_path / "report.html"]
     monkeypatch.setattr(sys, "argv", ["render_report.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit):
         render_report.cli.run(render_report.main)
-    assert last in str(stopped.value) and "summary.json" in str(stopped.value)
+    told = capsys.readouterr().err
+    assert last in told and "summary.json" in told
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from workflow import PROJECT
 
+WITHOUT_BENCHMARK = ("summarize", "render_report", "render_model_card", "record_provenance")
 SCRIPTS = sorted((PROJECT / "scripts").glob("*.py"))
 
 
@@ -17,12 +18,14 @@ def test_each_rule_has_a_script_log_and_benchmark_of_its_own_name():
     for file in (PROJECT / "rules").glob("*.smk"):
         for block in re.split(r"\n(?=rule )", "\n" + file.read_text())[1:]:
             rules[re.match(r"rule (\w+):", block)[1]] = block
-    assert set(rules) == {script.stem for script in SCRIPTS}
+    assert set(rules) == {script.stem for script in SCRIPTS} - {"run_stage"}
     for name, block in rules.items():
         assert f"python scripts/{name}.py" in block
         assert f'code("{name}")' in block
         assert f'"logs/{name}/' in block
-        assert f'"benchmarks/{name}/' in block or name in ("summarize", "render_report", "render_model_card"), name
+        assert f'manifest="results/manifests/{name}/' in block
+        assert f"exec python scripts/run_stage.py --rule {name} --inputs {{input:q}} --outputs {{output:q}} --" in block
+        assert f'"benchmarks/{name}/' in block or name in WITHOUT_BENCHMARK, name
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -3,16 +3,21 @@
 import importlib.util
 import json
 import math
+import re
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from dpo import chat
+from dpo import chat, training_health
 from dpo import trainer as trainers
 from dpo.cli import UserError
 from dpo.layouts import Pair
@@ -53,8 +58,8 @@ def compute_reference(folder, model, rows, **settings):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def train(folder, model, rows, **settings):
-    """Run both programs on rows; return the finished training. Writes into `folder`."""
+def prepare(folder, model, rows, **settings):
+    """Write what training reads into `folder`; return how to start it, as arguments of `subprocess.run`."""
     reference = compute_reference(folder, model, rows, **settings)
     assert reference.returncode == 0, reference.stderr
     command = [sys.executable, SCRIPT, "--train", folder / "train.jsonl", "--model", model]
@@ -62,7 +67,14 @@ def train(folder, model, rows, **settings):
     command += ["--adapter", folder / "adapter", "--log", folder / "training.jsonl"]
     if (SETTINGS | settings)["trainer"] == "shared_prompt":
         command += ["--reference", folder / "logps.jsonl"]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return {
+        "args": list(map(str, command)), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+    }  # fmt: skip
+
+
+def train(folder, model, rows, **settings):
+    """Run both programs on rows; return the finished training. Writes into `folder`."""
+    return subprocess.run(**prepare(folder, model, rows, **settings))
 
 
 def log_of(folder):
@@ -107,7 +119,7 @@ def test_all_trainers_make_the_same_adapter(small_model, rows, tmp_path):
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (trainer, key, ours["step"])
         assert torch.nn.functional.cosine_similarity(adapters["shared_prompt"], adapters[trainer], dim=0) > 0.9999
     assert {"entropy", "mean_token_accuracy", "logits/chosen"} <= set(logs["trl"][0])
-    for key in ("entropy", "mean_token_accuracy", "logits/chosen", "num_tokens"):
+    for key in ("entropy", "mean_token_accuracy", "logits/chosen"):
         assert logs["shared_prompt"][-1][key] == pytest.approx(logs["trl"][-1][key], rel=1e-3)
 
 
@@ -222,12 +234,109 @@ def test_any_other_first_rewards_stop(program, reward, side):
         program.check_first_rewards({"rewards/chosen": 0.0, "rewards/rejected": 0.0} | {f"rewards/{side}": reward})
 
 
+def checkpoint(program, folder, step):
+    """A checkpoint as a training leaves it."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(bytes(range(256)))
+    (path / "training_args.bin").write_bytes(b"a pickle that holds a hub's token")
+    program.seal(path)
+    return path
+
+
 def test_checkpoints_are_kept_for_the_same_settings_and_cleared_for_others(program, tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     assert program.claim_checkpoints(folder, {"settings": {"beta": 0.1}}) is None
-    (folder / "checkpoint-20").mkdir()
-    (folder / "checkpoint-40").mkdir()
-    assert program.claim_checkpoints(folder, {"settings": {"beta": 0.1}}) == str(folder / "checkpoint-40")
+    for step in (80, 100):
+        checkpoint(program, folder, step)
+    assert program.claim_checkpoints(folder, {"settings": {"beta": 0.1}}) == str(folder / "checkpoint-100")
     assert program.claim_checkpoints(folder, {"settings": {"beta": 0.2}}) is None
     assert "belong to other settings or data" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == ["stamp.json"]
+
+
+def test_a_damaged_stamp_claims_nothing(program, tmp_path):
+    folder = tmp_path / "checkpoints"
+    program.claim_checkpoints(folder, {"settings": {"beta": 0.1}})
+    checkpoint(program, folder, 20)
+    (folder / "stamp.json").write_text('{"settings": ')
+    assert program.claim_checkpoints(folder, {"settings": {"beta": 0.1}}) is None
+    assert [path.name for path in folder.iterdir()] == ["stamp.json"]
+
+
+def unfinished(path):
+    (path / "sha256.json").unlink()
+
+
+def flipped_bit(path):
+    content = bytearray((path / "adapter_model.safetensors").read_bytes())
+    content[100] ^= 1
+    (path / "adapter_model.safetensors").write_bytes(content)
+
+
+def lost_file(path):
+    (path / "adapter_model.safetensors").unlink()
+
+
+def planted_file(path):
+    (path / "optimizer.pt").write_bytes(b"a pickle of a stranger")
+
+
+def cut_seal(path):
+    (path / "sha256.json").write_text((path / "sha256.json").read_text()[:20])
+
+
+@pytest.mark.parametrize("damage", [unfinished, flipped_bit, lost_file, planted_file, cut_seal])
+def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before(damage, program, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    program.claim_checkpoints(folder, {})
+    whole = checkpoint(program, folder, 20)
+    damage(checkpoint(program, folder, 40))
+    assert program.claim_checkpoints(folder, {}) == str(whole)
+    assert "checkpoint-40 is not whole: removed" in capsys.readouterr().out
+    assert not (folder / "checkpoint-40").exists()
+    assert not (whole / "training_args.bin").exists()
+
+
+def address_space(process):
+    """Return the most bytes of addresses that a process had, followed to its end."""
+    most = 0
+    while process.poll() is None:
+        with suppress(OSError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            most = max(most, *(1024 * int(peak) for peak in re.findall(r"VmPeak:\s+(\d+)", status)), 0)
+        time.sleep(0.02)
+    return most
+
+
+def test_out_of_memory_it_goes_on_with_half_the_pairs_at_once_and_comes_to_the_same(small_model, shipped, tmp_path):
+    """The limit is what the training needs with 32 pairs at once, less a quarter of what it takes while training."""
+    rows = shipped[:32]
+    many = {"per_device_train_batch_size": 32, "max_steps": 2, "learning_rate": 1e-3}
+    (tmp_path / "free").mkdir()
+    free = subprocess.Popen(**prepare(tmp_path / "free", small_model, rows, **many))
+    most = address_space(free)
+    few = subprocess.Popen(**prepare(tmp_path, small_model, rows, **many | {"per_device_train_batch_size": 1}))
+    least = address_space(few)
+    assert free.returncode == few.returncode == 0
+    shutil.rmtree(tmp_path / "adapter")
+    limit = most - (most - least) // 3
+    command = prepare(tmp_path, small_model, rows, **many)
+    limited = subprocess.run(**command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert limited.returncode == 0, limited.stderr
+    assert "warning: memory ran out with 32 pairs at once; going on with 16" in limited.stdout
+    last = log_of(tmp_path)[-1]
+    assert last["pairs_at_once"] in (16, 8, 4, 2, 1)
+    assert last["loss"] == pytest.approx(log_of(tmp_path / "free")[-1]["loss"], rel=1e-4)
+    cosine = torch.nn.functional.cosine_similarity(adapter_of(tmp_path), adapter_of(tmp_path / "free"), dim=0)
+    assert cosine > 0.9999
+    [finding] = [found for found in training_health.find(log_of(tmp_path)) if found["name"] == "out of memory"]
+    assert f"with {last['pairs_at_once']} at once" in finding["what"]
+
+
+def test_a_training_that_changes_nothing_is_refused(small_model, rows, tmp_path):
+    result = train(tmp_path, small_model, rows, max_steps=1, warmup_steps=5)
+    assert result.returncode == 1
+    assert "training changed nothing: in 1 steps, the first 5 to warm up" in result.stderr
+    assert "training.max_steps" in result.stderr
+    assert not (tmp_path / "adapter").exists()

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import time
+from importlib.metadata import version
 
 import pytest
 from huggingface_hub import ModelCard
 
+from dpo import provenance
+from dpo.artifacts import sha256_of
 from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakemake
 
 ANSWER = {"generate_responses({0})", "score_responses({0})"}
@@ -18,7 +21,7 @@ CONVERT = {"convert_to_gguf({0})", "quantize_gguf({0}, q4_k_m)"} | SCORE_FILES
 FIDELITY = {"measure_fidelity({0})", "check_fidelity({0})"}
 EXPORT = {"merge_adapter({0})", "smoke_test_gguf({0})"} | CONVERT | FIDELITY
 REFERENCE = "compute_reference_logps(bf16-auto)"
-REPORT = {"summarize", "render_report", "render_model_card(dpo)"}
+REPORT = {"summarize", "render_report", "render_model_card(dpo)", "record_provenance"}
 DATA = {"build_dataset(train)", "build_dataset(heldout)", "audit_dataset"}
 
 
@@ -183,7 +186,7 @@ CHANGES = {
     | {REFERENCE, "check_judge(rubric)"}
     | of(PREFER | SCORE_FILES, "base")
     | after_training("dpo"),
-    change_template: {"render_report"},
+    change_template: {"render_report", "record_provenance"},
     change_shared_module: {
         "score_responses(base)",
         "score_responses(dpo)",
@@ -245,6 +248,42 @@ def test_a_second_named_run_shares_data_and_base_and_is_in_the_report(project):
     assert planned(project) == set()
 
 
+def jobs_by_name(project):
+    """The jobs of the whole workflow as `rule/subject`: so are their logs called."""
+    logs = project / "logs"
+    return {str(log.relative_to(logs).with_suffix("")) for log in logs.rglob("*.log")}
+
+
+def test_provenance_vouches_for_every_result_and_names_every_source(finished):
+    results = finished / "results"
+    made = {str(file.relative_to(finished)) for file in results.rglob("*") if file.is_file()}
+    made -= {name for name in made if name.startswith("results/manifests/") or name.endswith(".snakemake_timestamp")}
+    statement = json.loads((results / "provenance.json").read_text())
+    subjects = provenance.digests_in(statement["subject"])
+    assert set(subjects) == made - {"results/provenance.json"}
+    assert all(sha256_of(finished / name) == digest for name, digest in subjects.items())
+    definition, details = (statement["predicate"][key] for key in ("buildDefinition", "runDetails"))
+    sources = provenance.digests_in(definition["resolvedDependencies"])
+    assert {"data/preferences.jsonl", "scripts/train_dpo.py", "envs/llama-cpp-python.sha256"} <= set(sources)
+    assert not any(name.startswith("results/") for name in sources)
+    assert definition["externalParameters"]["config"]["training"]["beta"] == 0.1
+    manifests = provenance.digests_in(details["byproducts"])
+    assert set(manifests) == {
+        f"results/manifests/{job}.json" for job in jobs_by_name(finished) - {"record_provenance/all"}
+    }
+
+
+def test_the_bill_of_materials_lists_what_is_installed_and_no_place_on_this_machine(finished):
+    text = (finished / "results/sbom.cdx.json").read_text()
+    bill = json.loads(text)
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {component["name"]: component["version"] for component in bill["components"]}
+    assert {name: listed[name] for name in ("torch", "trl", "snakemake")} == {
+        name: version(name) for name in ("torch", "trl", "snakemake")
+    }
+    assert "file:" not in text
+
+
 def test_results_are_the_files_of_the_contract(finished):
     results = finished / "results"
     found = {str(file.relative_to(results)) for file in results.rglob("*") if file.is_file()}
@@ -272,6 +311,9 @@ def test_results_are_the_files_of_the_contract(finished):
         *(f"{variant}/gguf_scores/{type}.json" for variant in ("base", "dpo") for type in ("f16", "q4_k_m")),
         "summary.json",
         "report.html",
+        "provenance.json",
+        "sbom.cdx.json",
+        *(f"manifests/{job}.json" for job in jobs_by_name(finished)),
     }
 
 

@@ -50,7 +50,8 @@ def staged_file(path: Path) -> Iterator[Path]:
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(f"while writing {path}")  # a failed write does not say where it was to go
         _remove(partial)
         raise
 
@@ -70,9 +71,26 @@ def staged_folder(path: Path) -> Iterator[Path]:
         _remove(path)
         os.replace(partial, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(f"while writing {path}")  # a failed write does not say where it was to go
         _remove(partial)
         raise
+
+
+def raise_why_unwritten(path: Path, size: int) -> None:
+    """Write as many bytes to a file, which raises the reason why a program of others could not, and did not say."""
+    with open(path, "wb") as file:
+        for _ in range(0, size, 1 << 20):
+            file.write(bytes(1 << 20))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, so that at no moment a part of it stands under its name."""
+    partial = _partial(path)
+    _remove(partial)
+    if path.exists():
+        os.replace(path, partial)
+        _remove(partial)
 
 
 def read_json(path: Path) -> dict:

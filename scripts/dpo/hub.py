@@ -42,9 +42,13 @@ def download(
     try:
         # Not `snapshot_download`: it waits for ever for the list of files from a hub that does not answer.
         info = information(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        for file in info.siblings:
-            if is_wanted(file.rfilename):
-                hf_hub_download(repo, file.rfilename, repo_type=kind, revision=info.sha, local_dir=folder)
+        files = [file.rfilename for file in info.siblings if is_wanted(file.rfilename)]
+        if outside := [file for file in files if lies_outside(file)]:
+            raise UserError(
+                f"{repo} has a file called {outside[0]!r}, a place outside the repository; take another {kind}"
+            )
+        for file in files:
+            hf_hub_download(repo, file, repo_type=kind, revision=info.sha, local_dir=folder)
     except HFValidationError as error:
         raise UserError(f"`repo` of the {kind} in config.yaml: {error}") from None
     except RevisionNotFoundError:
@@ -65,6 +69,11 @@ def download(
         ) from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return info.sha
+
+
+def lies_outside(file: str) -> bool:
+    """Tell whether a name that a repository gives a file is an absolute path, an address, or climbs out of a folder."""
+    return file.startswith("/") or "://" in file or "::" in file or ".." in file.replace("\\", "/").split("/")
 
 
 def first_line(error: Exception) -> str:

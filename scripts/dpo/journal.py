@@ -1,7 +1,9 @@
 """A file of answers that cost time or money, so that a program that was stopped need not ask again."""
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -28,12 +30,25 @@ class Journal:
 
     def add(self, key: str, answer: dict) -> None:
         """Keep an answer; when this returns, a kill no longer loses it."""
-        line = json.dumps({"key": key} | answer, ensure_ascii=False, allow_nan=False) + "\n"
+        entry = {"key": key} | answer
+        line = json.dumps(entry | {"sha256": _digest(entry)}, ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            size = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                error.add_note(f"while writing {self.path}")
+                with suppress(OSError):
+                    os.truncate(self.path, size)  # another thread's next line must not be glued to a torn one
+                raise
             self.answers[key] = answer
+
+
+def _digest(entry: dict) -> str:
+    """Return the SHA-256 of an entry: a damaged one may be sound JSON all the same, and say something else."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, dict]:
@@ -45,6 +60,8 @@ def _read(path: Path) -> dict[str, dict]:
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
             answer = json.loads(line)
+            if answer.pop("sha256") != _digest(answer):
+                raise ValueError("damaged")
             answers[answer.pop("key")] = answer
         except (ValueError, KeyError, AttributeError, TypeError):
             raise UserError(f"{path}:{number} is no line of this journal; delete the line and run again") from None

@@ -9,12 +9,14 @@ the request's header and nowhere else; it is removed from whatever the endpoint 
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from dpo.cli import UserError
-from dpo.gguf_chat import open_gguf
+from dpo.gguf_chat import open_gguf, run_in_child
+from dpo.model_trial import MEMORY, RENDERING_SECONDS, TRIED, describe, limit
 
 LONGEST_REASON = 240
 # The reason comes first, so that the verdict follows from it and not the other way round.
@@ -49,6 +51,7 @@ REFUSALS = {
     "content_filter": "the endpoint's filter refused the question",
 }
 LONGEST_FAULT = 300
+LARGEST_ANSWER = 4 << 20  # bytes, of which a verdict needs a few hundred
 
 # Messages → {"better": "A", "B", "tie" or None for no usable answer, "reason": text}
 Ask = Callable[[list[dict[str, str]]], dict]
@@ -119,17 +122,18 @@ def open_local(gguf: Path) -> Ask:
         UserError: llama.cpp cannot load the file, or it cannot chat.
     """
     try:
-        llama, formatter = open_gguf(gguf, CONTEXT)
-    except ValueError as error:
+        run_in_child(try_local, gguf)
+    except UserError as error:
         raise UserError(f"the judge's file {gguf} cannot be loaded: {error}; is it a whole GGUF?") from None
     except KeyError:
         raise UserError(f"the judge's file {gguf} has no chat template; a judge must be an instruct model") from None
+    llama, formatter = open_gguf(gguf, CONTEXT)
     trained = int(llama.metadata[f"{llama.metadata['general.architecture']}.context_length"])
 
     def ask(messages: list[dict[str, str]]) -> dict:
         try:
             rendered = formatter(messages=messages).prompt
-        except ValueError as error:
+        except Exception as error:  # as above
             raise UserError(f"the chat template of {gguf} refuses the question: {error}; take another judge") from None
         if len(llama.tokenize(rendered.encode(), add_bos=False, special=True)) + ANSWER_TOKENS > min(CONTEXT, trained):
             return no_verdict(REFUSALS["context_length_exceeded"])
@@ -144,6 +148,17 @@ def open_local(gguf: Path) -> Ask:
         return read_verdict(completion["choices"][0]["message"]["content"]) or no_verdict()
 
     return ask
+
+
+def try_local(gguf: Path) -> None:
+    """Load a GGUF and render with its chat template, in a process that may crash or be ended in doing so."""
+    llama, formatter = open_gguf(gguf, CONTEXT)
+    int(llama.metadata[f"{llama.metadata['general.architecture']}.context_length"])
+    limit(RENDERING_SECONDS, MEMORY + gguf.stat().st_size)
+    try:
+        formatter(messages=TRIED[0])
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise UserError(f"its chat template cannot be rendered: {describe(error)}") from None
 
 
 def read_key(settings: dict) -> str | None:
@@ -167,19 +182,44 @@ def open_client(settings: dict, key: str | None):
     """Return an `openai.OpenAI` that takes everything from the settings, and nothing from variables of this machine.
 
     It repeats requests that time out, are refused for now (429) or fail (5xx), and follows no redirect: that would hand
-    the key and the answers to an address that nobody named.
+    the key and the answers to an address that nobody named. It reads no answer that is too large or does not end.
     """
+    timeout = settings.get("timeout", TIMEOUT)
     # Variables for other programs: an organisation, more headers, verbose logs. The client has no switch against them.
     ambient = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("OPENAI_")}
     try:
+        import httpx2 as httpx
         import openai
+
+        class Bounded(httpx.SyncByteStream):
+            def __init__(self, stream: httpx.SyncByteStream):
+                self.stream, self.until = stream, time.monotonic() + timeout
+
+            def __iter__(self) -> Iterator[bytes]:
+                read = 0
+                for part in self.stream:
+                    read += len(part)
+                    if read > LARGEST_ANSWER:
+                        raise EndpointFault(f"an answer of more than {LARGEST_ANSWER >> 20} MiB, which no verdict has")
+                    if time.monotonic() > self.until:
+                        raise EndpointFault(f"an answer that has not ended after {timeout:g} seconds")
+                    yield part
+
+            def close(self) -> None:
+                self.stream.close()
+
+        def bound(response: httpx.Response) -> None:
+            if response.headers.pop("Content-Encoding", "identity") != "identity":
+                raise EndpointFault("a compressed answer, which was not asked for")
+            response.stream = Bounded(response.stream)
 
         return openai.OpenAI(
             api_key=key or "none",
             base_url=settings["base_url"],
-            timeout=settings.get("timeout", TIMEOUT),
+            timeout=timeout,
+            default_headers={"Accept-Encoding": "identity"},
             max_retries=settings.get("max_retries", MAX_RETRIES),
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [bound]}),
         )
     finally:
         os.environ.update(ambient)
@@ -229,6 +269,8 @@ def open_endpoint(settings: dict) -> Ask:
         except openai.APITimeoutError:
             raise EndpointFault(f"no answer within {client.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, EndpointFault):
+                raise error.__cause__ from None
             raise EndpointFault(one_line(without_key(f"no connection ({error.__cause__ or error})"))) from None
         except openai.OpenAIError as error:
             raise EndpointFault(one_line(without_key(str(error)))) from None
@@ -266,5 +308,5 @@ def describe_status(error) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks, and not too long for a message."""
-    return " ".join(text.split())[:LONGEST_FAULT]
+    """Return a text without line breaks and what terminals take for commands, and not too long for a message."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:LONGEST_FAULT]

@@ -3,6 +3,8 @@
 The archive is the one that `llama-cpp-python` itself was built from, so converter and runtime always match.
 """
 
+import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dpo.artifacts import sha256_of
+from dpo import cli
+from dpo.artifacts import raise_why_unwritten, sha256_of
+from dpo.child_process import die_with_parent
 from dpo.cli import UserError
 
 CHECKSUM_FILE = Path(__file__).parents[2] / "envs" / "llama-cpp-python.sha256"
 CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")
+FAILED_CALL = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: '(.+)')?$")  # as Python's OSError ends a program
 
 
 def find_archive() -> Path:
@@ -65,11 +70,25 @@ def convert(model: Path, gguf: Path, *options: str) -> None:
 
     Raises:
         UserError: the converter refused the model; its own last line is quoted.
+        OSError, MemoryError: it had no room for the file, or not the memory.
     """
     with unpacked(*CONVERTER_PARTS) as source:
         program = str(source / "convert_hf_to_gguf.py")
         command = [sys.executable, program, str(model), "--outfile", str(gguf), *options]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode != 0:
-        print(result.stdout)
-        raise UserError(f"llama.cpp's converter cannot convert {model}: {result.stdout.strip().splitlines()[-1]}")
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=die_with_parent
+        )
+    if result.returncode == 0:
+        return
+    last = (result.stdout.strip().splitlines() or ["it said nothing"])[-1]
+    # Libraries in Rust say it first, and more after that.
+    if result.returncode == -signal.SIGKILL or "MemoryError" in last or cli.NO_MEMORY.search(result.stdout):
+        raise MemoryError("llama.cpp's converter got no more")
+    if cli.SHORT_WRITE.search(last):
+        raise_why_unwritten(gguf, 2 * sum(file.stat().st_size for file in model.iterdir()))
+    if found := FAILED_CALL.search(last):
+        error = OSError(int(found[1]), found[2], found[3])
+        error.add_note(f"while llama.cpp's converter wrote {gguf}")
+        raise error
+    print(result.stdout)
+    raise UserError(f"llama.cpp's converter cannot convert {model}: {last}")

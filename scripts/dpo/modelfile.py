@@ -156,6 +156,9 @@ def write_modelfile(tokenizer, gguf_name: str, prompts: list[str]) -> str:
             )
     ends = parts.turns["user"][0] + parts.turns["assistant"][1]
     stops = sorted({tokenizer.eos_token, *(token for token in tokenizer.all_special_tokens if token in ends)})
+    if unsayable := [stop for stop in stops if not all(map(kept, stop)) or {*'"\n'} & {*stop}]:
+        # It would end its line, and what follows would be an instruction of its own.
+        raise UserError(f"an Ollama Modelfile cannot name the token {unsayable[0]!r}; give the base model another")
     lines = [f"FROM ./{gguf_name}", f'TEMPLATE """{go_template(parts)}"""']
     if parts.default_system:
         lines.append(f'SYSTEM """{parts.default_system}"""')

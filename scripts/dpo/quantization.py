@@ -7,7 +7,8 @@ from pathlib import Path
 
 import llama_cpp
 
-from dpo import child_process
+from dpo import child_process, cli
+from dpo.artifacts import raise_why_unwritten
 from dpo.cli import UserError
 
 PREFIX = "LLAMA_FTYPE_MOSTLY_"
@@ -83,6 +84,11 @@ def quantize(gguf: Path, quantized: Path, type: str, imatrix: Path | None = None
     refused, damaged = f"llama.cpp could not quantise {gguf} to {type}", "if a file is damaged, delete it and run again"
     crashed = f"{refused}: it crashed, see above; {damaged}"
     reason = child_process.run(crashed, call_llama_cpp, gguf, quantized, type, imatrix)
+    # The latter is what a thread says that gets no memory for its stack.
+    if cli.NO_MEMORY.search(reason) or "Resource temporarily unavailable" in reason:
+        raise MemoryError(reason)
+    if "iostream error" in reason:
+        raise_why_unwritten(quantized, gguf.stat().st_size)  # more than llama.cpp had to write
     if reason:
         raise UserError(lacking if "requires an importance matrix" in reason else f"{refused}: {reason}; {damaged}")
 

@@ -17,6 +17,7 @@ from dpo.json_lines import BOM, reject_repeated_keys
 ROWS_A_BATCH = 250  # in one piece of work for a process; more only takes more memory
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+LONGEST_LINE = 64 << 20  # bytes; readers keep a line in memory, and a small compressed file can hold one without end
 
 RawRow = str | dict  # a line of JSON still to be parsed, or a row that its file format already gave types
 Batch = list[tuple[int, RawRow]]  # with the row's place: a line of a JSON Lines file, otherwise its number from 1 on
@@ -64,14 +65,30 @@ def _read_file(path: Path) -> Iterator[Batch]:
     if kind == ".json" and _begins_with_bracket(path):
         return _read_json_array(path)
     if kind in JSON_LINES:
+        _check_lines(path)
         return _read_lines(path)
     if kind == ".csv":
+        _check_lines(path)
         return _read_csv(path)
     if kind == ".parquet":
         return _stream("parquet", data_files=glob.escape(str(path)), batch_size=ROWS_A_BATCH)
     raise UserError(
         f"{path}: known are .jsonl, .json, .csv and .parquet, the first three also compressed as .gz or .zst"
     )
+
+
+def _check_lines(path: Path) -> None:
+    """Raise `UserError` where a line of a text file, compressed or not, is longer than any row can be."""
+    from fsspec.compression import compr
+    from fsspec.utils import infer_compression
+
+    left = LONGEST_LINE
+    with open(path, "rb") as stored, compr[infer_compression(path.name)](stored, mode="rb") as file:
+        while block := file.read(1 << 20):
+            end = max(block.rfind(b"\n"), block.rfind(b"\r"))
+            left = left - len(block) if end < 0 else LONGEST_LINE - (len(block) - end)
+            if left < 0:
+                raise UserError(f"{path} has a line of more than {LONGEST_LINE >> 20} MiB; write one row a line")
 
 
 def _begins_with_bracket(path: Path) -> bool:
@@ -118,6 +135,9 @@ def _read_csv(path: Path) -> Iterator[Batch]:
 
 
 def _read_folder(source: dict) -> Iterator[Batch]:
+    for file in sorted(Path(source["folder"]).rglob("*")):
+        if {*file.suffixes} & {".jsonl", ".ndjson", ".csv"}:
+            _check_lines(file)
     options = {key: source[key] for key in ("name", "data_dir") if key in source}
     return _stream(source["folder"], split=source.get("split", "train"), **options)
 

@@ -26,6 +26,13 @@ def find(steps: list[dict], train: dict | None = None, heldout: dict | None = No
         findings.append({"name": name, "what": what, "advice": advice})
 
     first = steps[0]["loss"]
+    if pairs := last.get("pairs_at_once"):
+        add(
+            "out of memory",
+            f"memory did not suffice for as many pairs at once as were asked for; it was trained with {pairs} at once, "
+            "and as many a step as ever, which comes to the same",
+            f"per_device_train_batch_size: {pairs}, with more gradient_accumulation_steps, saves the failed attempt",
+        )
     if last["loss"] >= PINNED * first:
         add(
             "loss pinned",
