@@ -22,7 +22,6 @@ include: "rules/report.smk"
 rule all:
     default_target: True
     input:
-        RESULTS,
-        REPORTS,
+        EVERYTHING,
         "results/provenance.json",
         "results/sbom.cdx.json",

@@ -1,7 +1,7 @@
 # Helpers that the rules share; no rules here.
 
-import ast
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -12,6 +12,10 @@ from pathlib import Path
 import yaml
 from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir, "scripts")))
+from dpo import losses
+from dpo.code_files import code_digest
 
 # Scripts run with the Python that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
@@ -60,19 +64,6 @@ def explain(fault):
     return fault.message
 
 
-def check_loss(run, settings):
-    """Stop where a run's loss would ignore its label_smoothing, as TRL does without a word, or cannot do without it."""
-    smoothed, needed = ("robust", "exo_pair", "aot", "aot_unpaired"), ("exo_pair",)
-    loss_type, smoothing = settings["loss_type"], settings["label_smoothing"]
-    if smoothing and loss_type not in smoothed:
-        raise WorkflowError(
-            f"config.yaml: run {run}: loss_type {loss_type} takes no label_smoothing; set it to 0.0, "
-            f"or loss_type to {', '.join(smoothed)}"
-        )
-    if not smoothing and loss_type in needed:
-        raise WorkflowError(f"config.yaml: run {run}: loss_type {loss_type} needs a label_smoothing, such as 1.0e-3")
-
-
 def keys_without_number(value, key=""):
     """The keys of all numbers that are NaN or infinite, which no schema can refuse."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -81,20 +72,49 @@ def keys_without_number(value, key=""):
     return [found for name, part in parts for found in keys_without_number(part, f"{key}.{name}".strip("."))]
 
 
+def name_value(value):
+    """A setting's value as a part of a run's name: 0.05, q_proj-v_proj, true."""
+    return "-".join(map(name_value, value)) if isinstance(value, list) else str(value).lower()
+
+
+def expand_sweep(swept):
+    """The runs of a sweep, one for each combination of values, named after them: `beta-0.05-seed-42`."""
+    runs = {}
+    for values in itertools.product(*swept.values()) if swept else []:
+        settings = dict(zip(swept, values))
+        runs["-".join(f"{key}-{name_value(value)}" for key, value in settings.items())] = settings
+    return runs
+
+
 def check_config():
     """Stop with one line a fault, naming the key and what is allowed, where config does not fit the schema."""
     schema = yaml.safe_load(Path(workflow.basedir, "schemas/config.schema.yaml").read_text())
+    # What a run may set to one value, a sweep may set to several.
+    schema["properties"]["sweep"]["properties"] = {
+        key: {"type": "array", "minItems": 1, "uniqueItems": True, "items": values}
+        for key, values in schema["$defs"]["training"]["properties"].items()
+    }
     faults = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda fault: list(map(str, fault.path)))
     if faults:
         lines = [f"  {'.'.join(map(str, fault.path)) or 'top level'}: {explain(fault)}" for fault in faults]
         raise WorkflowError("\n".join(["config.yaml is not valid:", *lines]))
     if keys := keys_without_number(config):
         raise WorkflowError(f"config.yaml: {', '.join(keys)}: NaN and infinity are no settings; write a number")
-    for run, changed in config["runs"].items():
-        check_loss(run, config["training"] | changed)
+    swept = expand_sweep(config["sweep"])
+    for run in config["runs"].keys() & swept.keys():
+        if config["training"] | config["runs"][run] != config["training"] | swept[run]:
+            raise WorkflowError(
+                f"config.yaml: runs.{run}: the sweep has a run of this name with other settings; give it another name, "
+                f"or to ship that one the same settings: {json.dumps(swept[run])}"
+            )
+    for run, changed in (config["runs"] | swept).items():
+        if fault := losses.fault(config["training"] | changed):
+            raise WorkflowError(f"config.yaml: run {run}: {fault}")
+    return swept
 
 
-check_config()
+# Runs that are compared but do not ship, by name; one that also stands under `runs:` does.
+SWEPT = check_config()
 FOLDER_HELD = hold_folder()
 
 DATA = config["data"]
@@ -124,6 +144,8 @@ HUB_SOURCES = {
     if "repo" in source
 }
 RUNS = list(config["runs"])
+ALL_SETTINGS = SWEPT | config["runs"]
+TRAINED = list(ALL_SETTINGS)
 TEST_SETS = ["prompts", "instructions", "adversarial"]
 TYPES = config["export"]["types"]
 SHIPPED = TYPES[0]
@@ -131,8 +153,10 @@ JUDGES = {"rubric": {}} | config["evaluation"]["judges"]
 
 
 def run_settings(run):
-    """The training settings of a run: the `training` section with the run's own keys on top."""
-    return config["training"] | config["runs"][run]
+    """The training settings of a run: the `training` section with the run's own keys, or the swept ones, on top."""
+    if run not in ALL_SETTINGS:
+        raise WorkflowError(f"no run is called {run}; config.yaml has {', '.join(TRAINED)}")
+    return config["training"] | ALL_SETTINGS[run]
 
 
 def precision_of(run):
@@ -141,12 +165,13 @@ def precision_of(run):
     return f"bf16-{str(settings['bf16']).lower()}" + (".4bit" if settings["load_in_4bit"] else "")
 
 
+# Not the names themselves: Snakemake writes a constraint into every path that has the wildcard, and a sweep has thousands.
 wildcard_constraints:
     set="train|heldout",
-    run="|".join(RUNS),
-    variant="|".join(["base", *RUNS]),
+    run="(?!base/)[a-z0-9][a-z0-9._-]*",
+    variant="[a-z0-9][a-z0-9._-]*",
     judge="|".join(JUDGES),
-    precision="|".join(sorted({re.escape(precision_of(run)) for run in RUNS})),
+    precision="|".join(sorted({re.escape(precision_of(run)) for run in TRAINED})),
     quantized="|".join(TYPES),
     type="|".join(["f16", *TYPES]),
 
@@ -164,7 +189,7 @@ def training_settings(run):
 
 def reference_settings(precision):
     """What compute_reference_logps needs to know of a precision."""
-    run = next(run for run in RUNS if precision_of(run) == precision)
+    run = next(run for run in TRAINED if precision_of(run) == precision)
     return {key: training_settings(run)[key] for key in ("bf16", "load_in_4bit", "max_length")}
 
 
@@ -172,26 +197,7 @@ def needs_reference(run):
     """Whether a run reads reference log-probabilities, shared by all runs of its precision; TRL's trainer computes its
     own, and it alone can train with the losses that compare the pairs of a batch."""
     settings = run_settings(run)
-    return settings["trainer"] == "shared_prompt" and settings["loss_type"] not in ("aot", "aot_unpaired")
-
-
-def code(rule_name):
-    """A rule's script and, through its imports, every scripts/dpo/ module that it runs. As inputs, they make an edited
-    module rerun just the stages that use it; inputs are compared by checksum, so a mere touch reruns nothing."""
-    scripts = Path(workflow.basedir, "scripts")
-    files, left = [], [scripts / f"{rule_name}.py", scripts / "dpo" / "__init__.py"]
-    while left:
-        file = left.pop()
-        files.append(os.path.relpath(file))
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "dpo":
-                modules = [scripts / "dpo" / f"{alias.name}.py" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module.startswith("dpo."):
-                modules = [scripts / f"{node.module.replace('.', '/')}.py"]
-            else:
-                continue
-            left += [module for module in modules if os.path.relpath(module) not in files and module not in left]
-    return sorted(set(files))
+    return settings["trainer"] == "shared_prompt" and not losses.compares_pairs(settings)
 
 
 def manifests(*jobs):
@@ -240,3 +246,37 @@ def preference_settings(variant):
     """How preferences of a variant are scored; the base model has no beta, as it has no reward."""
     beta = {} if variant == "base" else {"beta": run_settings(variant)["beta"]}
     return beta | {"max_pairs": config["evaluation"]["max_pairs"]}
+
+
+# What is asked of every variant, whether it ships or is only compared.
+EVALUATING = ["generate_responses", "score_responses", "score_preferences"]
+
+
+def measured_results(variants):
+    """What says how variants answer, what they prefer, and how they are converted."""
+    return [
+        *expand("results/{variant}/{what}.json", variant=variants, what=["scores", "preferences"]),
+        *expand("results/{variant}/generations.jsonl", variant=variants),
+        *expand("results/{variant}/gguf/model-{type}.gguf", variant=variants, type=["f16", *TYPES]),
+        *expand("results/{variant}/gguf_scores/{type}.json", variant=variants, type=["f16", *TYPES]),
+    ]
+
+
+def trained_results(runs):
+    """What training makes, and what is left of it at each rung."""
+    return expand("results/{run}/{what}", run=runs, what=["adapter", "training.jsonl", "merged", "fidelity.json"])
+
+
+def measuring_jobs(variants):
+    """The jobs that wrote the `measured_results`."""
+    return [
+        *expand("{rule}/{variant}", rule=[*EVALUATING, "convert_to_gguf"], variant=variants),
+        *expand("compute_imatrix/{variant}", variant=variants if config["export"]["imatrix"] else []),
+        *expand("quantize_gguf/{variant}/{type}", variant=variants, type=TYPES),
+        *expand("score_gguf/{variant}/{type}", variant=variants, type=["f16", *TYPES]),
+    ]
+
+
+def training_jobs(runs):
+    """The jobs that wrote the `trained_results`."""
+    return expand("{rule}/{run}", rule=["train_dpo", "merge_adapter", "measure_fidelity"], run=runs)

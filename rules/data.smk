@@ -1,8 +1,6 @@
 # The rules here come before whatever else could start: a fault in the data stops the workflow before time goes into
 # training or answers.
 rule fetch_dataset:
-    input:
-        code("fetch_dataset"),
     output:
         folder=directory("results/data/sources/{source}"),
         manifest="results/manifests/fetch_dataset/{source}.json",
@@ -14,11 +12,12 @@ rule fetch_dataset:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("fetch_dataset"),
         settings=lambda wildcards: as_setting(HUB_SOURCES[wildcards.source]),
     shell:
         """
         exec &> >(tee {log:q})
-        exec python scripts/run_stage.py --rule fetch_dataset --inputs {input:q} --outputs {output:q} -- \
+        exec python scripts/run_stage.py --rule fetch_dataset --outputs {output:q} -- \
             python scripts/fetch_dataset.py --settings {params.settings:q} --folder {output.folder:q}
         """
 
@@ -27,7 +26,6 @@ rule fetch_dataset:
 # prompt never trains the model again.
 rule build_dataset:
     input:
-        code("build_dataset"),
         lambda wildcards: manifests("fetch_model/base", *made_before(wildcards.set)),
         sources=lambda wildcards: [source.get("folder") or source["path"] for source in sources_of(wildcards.set)],
         trained=lambda wildcards: "results/data/train.jsonl" if wildcards.set == "heldout" else [],
@@ -48,6 +46,7 @@ rule build_dataset:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("build_dataset"),
         trained=lambda wildcards, input: f"--trained {input.trained}" if input.trained else "",
         settings=lambda wildcards: as_setting(
             {
@@ -75,7 +74,6 @@ rule build_dataset:
 
 rule audit_dataset:
     input:
-        code("audit_dataset"),
         manifests("fetch_model/base", *(f"build_dataset/{name}" for name in SETS)),
         expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "prompts.npy", "audit.json"]),
         **{name: DATA[name] for name in TEST_SETS},
@@ -93,6 +91,7 @@ rule audit_dataset:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("audit_dataset"),
         settings=as_setting(
             {key: DATA[key] for key in ("max_prompt_length", "near_duplicate", "max_length_auc", "tolerance")}
         ),

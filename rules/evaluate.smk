@@ -1,6 +1,5 @@
 rule generate_responses:
     input:
-        code("generate_responses"),
         manifests("fetch_model/base"),
         lambda wildcards: manifests(base_or("train_dpo", wildcards.variant)),
         **{name: DATA[name] for name in TEST_SETS},
@@ -17,6 +16,7 @@ rule generate_responses:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("generate_responses"),
         adapter=lambda wildcards, input: f"--adapter {input.adapter}" if input.adapter else "",
         settings=as_setting(config["generation"]),
     shell:
@@ -31,7 +31,6 @@ rule generate_responses:
 
 rule score_responses:
     input:
-        code("score_responses"),
         manifests("generate_responses/{variant}"),
         **{name: DATA[name] for name in TEST_SETS},
         generations="results/{variant}/generations.jsonl",
@@ -44,6 +43,8 @@ rule score_responses:
         "benchmarks/score_responses/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
+    params:
+        code=code_digest("score_responses"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -55,7 +56,6 @@ rule score_responses:
 
 rule score_preferences:
     input:
-        code("score_preferences"),
         manifests("fetch_model/base", "build_dataset/train", "build_dataset/heldout"),
         lambda wildcards: (
             []
@@ -79,6 +79,7 @@ rule score_preferences:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("score_preferences"),
         adapter=lambda wildcards, input: (
             f"--adapter {input.adapter} --reference {input.reference}" if input.adapter else ""
         ),
@@ -96,7 +97,6 @@ rule score_preferences:
 # A judge's journal is no output, since Snakemake would delete it: it keeps what was answered from being asked again.
 rule check_judge:
     input:
-        code("check_judge"),
         manifests("build_dataset/heldout"),
         lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
         pairs="results/data/heldout.jsonl",
@@ -111,6 +111,7 @@ rule check_judge:
         "../envs/dpo.yaml"
     threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
     params:
+        code=code_digest("check_judge"),
         journal="results/judges/{judge}.journal.jsonl",
         max_pairs=config["evaluation"]["max_pairs"],
         settings=lambda wildcards: as_setting(JUDGES[wildcards.judge]),
@@ -125,7 +126,6 @@ rule check_judge:
 
 rule judge_responses:
     input:
-        code("judge_responses"),
         manifests("check_judge/{judge}", "generate_responses/base", "generate_responses/{run}"),
         lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
         check="results/judges/{judge}.json",
@@ -143,6 +143,7 @@ rule judge_responses:
         "../envs/dpo.yaml"
     threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
     params:
+        code=code_digest("judge_responses"),
         journal="results/{run}/judgements/{judge}.journal.jsonl",
         settings=lambda wildcards: as_setting(JUDGES[wildcards.judge]),
     shell:

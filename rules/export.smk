@@ -1,6 +1,5 @@
 rule merge_adapter:
     input:
-        code("merge_adapter"),
         manifests("fetch_model/base", "train_dpo/{run}"),
         model="results/base/model",
         adapter="results/{run}/adapter",
@@ -13,6 +12,8 @@ rule merge_adapter:
         "benchmarks/merge_adapter/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
+    params:
+        code=code_digest("merge_adapter"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -24,7 +25,6 @@ rule merge_adapter:
 # The base model is converted and quantised too: what a run's file keeps is measured against the base's of the same type.
 rule convert_to_gguf:
     input:
-        code("convert_to_gguf"),
         lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
         "envs/llama-cpp-python.sha256",
         model=model_of,
@@ -37,6 +37,8 @@ rule convert_to_gguf:
         "benchmarks/convert_to_gguf/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
+    params:
+        code=code_digest("convert_to_gguf"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -47,7 +49,6 @@ rule convert_to_gguf:
 
 rule compute_imatrix:
     input:
-        code("compute_imatrix"),
         manifests("convert_to_gguf/{variant}", "build_dataset/train"),
         lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
         "envs/llama-cpp-python.sha256",
@@ -64,6 +65,8 @@ rule compute_imatrix:
     conda:
         "../envs/dpo.yaml"
     threads: workflow.cores
+    params:
+        code=code_digest("compute_imatrix"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -75,7 +78,6 @@ rule compute_imatrix:
 
 rule quantize_gguf:
     input:
-        code("quantize_gguf"),
         manifests("convert_to_gguf/{variant}"),
         manifests("compute_imatrix/{variant}") if config["export"]["imatrix"] else [],
         gguf="results/{variant}/gguf/model-f16.gguf",
@@ -91,6 +93,7 @@ rule quantize_gguf:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("quantize_gguf"),
         imatrix=lambda wildcards, input: f"--imatrix {input.imatrix}" if input.imatrix else "",
     shell:
         """
@@ -103,7 +106,6 @@ rule quantize_gguf:
 
 rule smoke_test_gguf:
     input:
-        code("smoke_test_gguf"),
         manifests(f"quantize_gguf/{{run}}/{SHIPPED}", "convert_to_gguf/{run}", "merge_adapter/{run}"),
         gguf=f"results/{{run}}/gguf/model-{SHIPPED}.gguf",
         f16="results/{run}/gguf/model-f16.gguf",
@@ -121,6 +123,7 @@ rule smoke_test_gguf:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("smoke_test_gguf"),
         settings=as_setting({"type": SHIPPED, "max_new_tokens": config["export"]["max_new_tokens"]}),
     shell:
         """

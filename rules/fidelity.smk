@@ -1,6 +1,5 @@
 rule score_gguf:
     input:
-        code("score_gguf"),
         manifests("convert_to_gguf/{variant}", "build_dataset/heldout"),
         lambda wildcards: manifests(
             base_or("merge_adapter", wildcards.variant), gguf_maker(wildcards.variant, wildcards.type)
@@ -22,6 +21,7 @@ rule score_gguf:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("score_gguf"),
         settings=as_setting({"max_pairs": config["evaluation"]["max_pairs"]}),
     shell:
         """
@@ -35,7 +35,6 @@ rule score_gguf:
 
 rule measure_fidelity:
     input:
-        code("measure_fidelity"),
         manifests(
             "fetch_model/base",
             "build_dataset/heldout",
@@ -64,6 +63,7 @@ rule measure_fidelity:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("measure_fidelity"),
         settings=lambda wildcards: as_setting(
             training_settings(wildcards.run) | {"max_pairs": config["evaluation"]["max_pairs"]}
         ),
@@ -81,7 +81,6 @@ rule measure_fidelity:
 
 rule check_fidelity:
     input:
-        code("check_fidelity"),
         manifests("measure_fidelity/{run}"),
         fidelity="results/{run}/fidelity.json",
     output:
@@ -94,6 +93,7 @@ rule check_fidelity:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("check_fidelity"),
         types=TYPES,
         settings=as_setting(config["fidelity"]),
     shell:

@@ -1,6 +1,5 @@
 rule fetch_model:
     input:
-        code("fetch_model"),
         "envs/llama-cpp-python.sha256",
         local=config["model"].get("path", []),
     output:
@@ -14,6 +13,7 @@ rule fetch_model:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("fetch_model"),
         settings=as_setting(config["model"]),
     shell:
         """

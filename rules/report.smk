@@ -1,4 +1,3 @@
-VARIANTS = ["base", *RUNS]
 RESULTS = [
     "results/data/train.jsonl",
     "results/data/heldout.jsonl",
@@ -6,16 +5,11 @@ RESULTS = [
     "results/data/rejected.jsonl",
     "results/base/manifest.json",
     "results/base/model",
-    *expand(
-        "results/{variant}/{what}", variant=VARIANTS, what=["generations.jsonl", "scores.json", "preferences.json"]
-    ),
     *expand("results/judges/{judge}.json", judge=JUDGES),
+    *measured_results(["base", *RUNS]),
+    *trained_results(RUNS),
     *expand("results/{run}/judgements/{judge}.json", run=RUNS, judge=JUDGES),
-    *expand("results/{run}/{what}", run=RUNS, what=["adapter", "training.jsonl", "merged", "smoke_test.json"]),
-    *expand("results/{run}/{what}", run=RUNS, what=["fidelity.json", "fidelity_check.json"]),
-    *expand("results/{variant}/gguf/model-{type}.gguf", variant=VARIANTS, type=["f16", *TYPES]),
-    *expand("results/{variant}/gguf_scores/{type}.json", variant=VARIANTS, type=["f16", *TYPES]),
-    *expand("results/{run}/gguf/Modelfile", run=RUNS),
+    *expand("results/{run}/{what}", run=RUNS, what=["smoke_test.json", "fidelity_check.json", "gguf/Modelfile"]),
 ]
 # The jobs that wrote them, as `rule/subject`: so are their manifests, logs and benchmarks called.
 JOBS = [
@@ -25,28 +19,66 @@ JOBS = [
     "audit_dataset/data",
     *expand(
         "compute_reference_logps/{precision}",
-        precision=sorted({precision_of(run) for run in RUNS if needs_reference(run)}),
+        precision=sorted({precision_of(run) for run in TRAINED if needs_reference(run)}),
     ),
-    *expand("train_dpo/{run}", run=RUNS),
-    *expand("{rule}/{variant}", rule=["generate_responses", "score_responses", "score_preferences"], variant=VARIANTS),
+    *training_jobs(RUNS),
+    *measuring_jobs(["base", *RUNS]),
     *expand("check_judge/{judge}", judge=JUDGES),
     *expand("judge_responses/{run}/{judge}", run=RUNS, judge=JUDGES),
-    *expand("merge_adapter/{run}", run=RUNS),
-    *expand("convert_to_gguf/{variant}", variant=VARIANTS),
-    *expand("compute_imatrix/{variant}", variant=VARIANTS if config["export"]["imatrix"] else []),
-    *expand("quantize_gguf/{variant}/{type}", variant=VARIANTS, type=TYPES),
-    *expand("score_gguf/{variant}/{type}", variant=VARIANTS, type=["f16", *TYPES]),
-    *expand("{rule}/{run}", rule=["smoke_test_gguf", "measure_fidelity", "check_fidelity"], run=RUNS),
+    *expand("{rule}/{run}", rule=["smoke_test_gguf", "check_fidelity"], run=RUNS),
 ]
+# Swept runs are many: of each, the report reads no more than its summary.
+SWEPT_SUMMARIES = expand("results/{run}/summary.json", run=SWEPT)
+SWEPT_ONLY = [run for run in SWEPT if run not in RUNS]
 REPORTS = ["results/summary.json", "results/report.html", *expand("results/{run}/README.md", run=RUNS)]
+EVERYTHING = [*RESULTS, *measured_results(SWEPT_ONLY), *trained_results(SWEPT_ONLY), *SWEPT_SUMMARIES, *REPORTS]
+ALL_JOBS = [
+    *JOBS,
+    *measuring_jobs(SWEPT_ONLY),
+    *training_jobs(SWEPT_ONLY),
+    *expand("summarize_run/{run}", run=SWEPT),
+    "summarize/all",
+    "render_report/all",
+    *expand("render_model_card/{run}", run=RUNS),
+]
+
+
+rule summarize_run:
+    input:
+        manifests(*(f"{rule}/{{run}}" for rule in [*EVALUATING, "train_dpo", "measure_fidelity"])),
+        training="results/{run}/training.jsonl",
+        generations="results/{run}/generations.jsonl",
+        scores="results/{run}/scores.json",
+        preferences="results/{run}/preferences.json",
+        fidelity="results/{run}/fidelity.json",
+    output:
+        summary="results/{run}/summary.json",
+        manifest="results/manifests/summarize_run/{run}.json",
+    log:
+        "logs/summarize_run/{run}.log",
+    benchmark:
+        "benchmarks/summarize_run/{run}.tsv"
+    conda:
+        "../envs/dpo.yaml"
+    params:
+        code=code_digest("summarize_run"),
+        settings=lambda wildcards: as_setting({"training": run_settings(wildcards.run), "shipped_type": SHIPPED}),
+    shell:
+        """
+        exec &> >(tee {log:q})
+        exec python scripts/run_stage.py --rule summarize_run --inputs {input:q} --outputs {output:q} -- \
+            python scripts/summarize_run.py --training {input.training:q} --generations {input.generations:q} \
+            --scores {input.scores:q} --preferences {input.preferences:q} --fidelity {input.fidelity:q} \
+            --settings {params.settings:q} --summary {output.summary:q}
+        """
 
 
 rule summarize:
     input:
-        code("summarize"),
-        manifests(*JOBS),
+        manifests(*JOBS, *expand("summarize_run/{run}", run=SWEPT)),
         RESULTS,
         **{name: DATA[name] for name in TEST_SETS},
+        swept=SWEPT_SUMMARIES,
         benchmarks=expand("benchmarks/{job}.tsv", job=JOBS),
     output:
         summary=report("results/summary.json", caption="../report/summary.rst", category="Results"),
@@ -56,6 +88,8 @@ rule summarize:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("summarize"),
+        swept=lambda wildcards, input: f"--swept {input.swept}" if input.swept else "",
         config=as_setting(config),
     shell:
         """
@@ -63,14 +97,14 @@ rule summarize:
         exec python scripts/run_stage.py --rule summarize --inputs {input:q} --outputs {output:q} -- \
             python scripts/summarize.py --results results --benchmarks {input.benchmarks:q} \
             --prompts {input.prompts:q} --instructions {input.instructions:q} --adversarial {input.adversarial:q} \
-            --config {params.config:q} --summary {output.summary:q}
+            {params.swept} --config {params.config:q} --summary {output.summary:q}
         """
 
 
 rule render_report:
     input:
-        code("render_report"),
         manifests("summarize/all"),
+        "report/sweep.html",
         template="report/template.html",
         summary="results/summary.json",
     output:
@@ -80,6 +114,8 @@ rule render_report:
         "logs/render_report/all.log",
     conda:
         "../envs/dpo.yaml"
+    params:
+        code=code_digest("render_report"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -90,7 +126,6 @@ rule render_report:
 
 rule render_model_card:
     input:
-        code("render_model_card"),
         manifests("summarize/all"),
         template="report/model_card.md",
         summary="results/summary.json",
@@ -101,6 +136,8 @@ rule render_model_card:
         "logs/render_model_card/{run}.log",
     conda:
         "../envs/dpo.yaml"
+    params:
+        code=code_digest("render_model_card"),
     shell:
         """
         exec &> >(tee {log:q})
@@ -113,13 +150,8 @@ rule render_model_card:
 # Last, so that everything is compared with its manifest once more, and what ships is what was made.
 rule record_provenance:
     input:
-        code("record_provenance"),
-        RESULTS,
-        REPORTS,
-        manifests=expand(
-            "results/manifests/{job}.json",
-            job=[*JOBS, "summarize/all", "render_report/all", *expand("render_model_card/{run}", run=RUNS)],
-        ),
+        EVERYTHING,
+        expand("results/manifests/{job}.json", job=ALL_JOBS),
     output:
         provenance="results/provenance.json",
         components="results/sbom.cdx.json",
@@ -129,11 +161,12 @@ rule record_provenance:
     conda:
         "../envs/dpo.yaml"
     params:
+        code=code_digest("record_provenance"),
         config=as_setting(config),
     shell:
         """
         exec &> >(tee {log:q})
-        exec python scripts/run_stage.py --rule record_provenance --inputs {input:q} --outputs {output:q} -- \
-            python scripts/record_provenance.py --manifests {input.manifests:q} --config {params.config:q} \
-            --provenance {output.provenance:q} --components {output.components:q}
+        exec python scripts/run_stage.py --rule record_provenance --inputs - --outputs {output:q} -- \
+            python scripts/record_provenance.py --config {params.config:q} --provenance {output.provenance:q} \
+            --components {output.components:q} < <(printf '%s\n' {input:q})
         """

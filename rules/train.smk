@@ -1,7 +1,6 @@
 # Before training, and the same for every run: the base model's own view of the pairs.
 rule compute_reference_logps:
     input:
-        code("compute_reference_logps"),
         manifests("fetch_model/base", "build_dataset/train"),
         train="results/data/train.jsonl",
         model="results/base/model",
@@ -16,6 +15,7 @@ rule compute_reference_logps:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("compute_reference_logps"),
         settings=lambda wildcards: as_setting(reference_settings(wildcards.precision)),
     shell:
         """
@@ -28,7 +28,6 @@ rule compute_reference_logps:
 
 rule train_dpo:
     input:
-        code("train_dpo"),
         manifests("fetch_model/base", "build_dataset/train"),
         lambda wildcards: (
             manifests(f"compute_reference_logps/{precision_of(wildcards.run)}")
@@ -54,6 +53,7 @@ rule train_dpo:
         "../envs/dpo.yaml"
     threads: workflow.cores
     params:
+        code=code_digest("train_dpo"),
         settings=lambda wildcards: as_setting(training_settings(wildcards.run)),
         reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",
         # Not an output: Snakemake deletes the outputs of a failed job, and these are what it resumes from.

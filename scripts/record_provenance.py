@@ -1,11 +1,12 @@
 """Say in two files of standard formats what the results were made from, and with what.
 
-    python scripts/record_provenance.py --manifests results/manifests/fetch_model/base.json … --config '{…}' \
+    find results/manifests -name '*.json' | python scripts/record_provenance.py --config '{…}' \
         --provenance results/provenance.json --components results/sbom.cdx.json
 
-The first is an in-toto statement with SLSA's provenance predicate, see `dpo/provenance.py`: its subjects are all files
-that any job wrote, its dependencies all that no job wrote, its byproducts the jobs' manifests. The second is a
-CycloneDX bill of materials of the Python environment.
+Standard input names the manifests of all jobs, a path a line, among other files, which are passed over. The first file
+is an in-toto statement with SLSA's provenance predicate, see `dpo/provenance.py`: its subjects are all files that any
+job wrote, its dependencies all that no job wrote, its byproducts the jobs' manifests. The second is a CycloneDX bill of
+materials of the Python environment.
 """
 
 import argparse
@@ -39,15 +40,15 @@ def list_components(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="the manifests of all jobs")
     parser.add_argument("--config", type=json.loads, required=True, help="the resolved config, as JSON")
     parser.add_argument("--provenance", type=Path, required=True, help="in-toto statement to write")
     parser.add_argument("--components", type=Path, required=True, help="CycloneDX bill of materials to write")
     arguments = parser.parse_args()
+    manifests = [path for path in map(Path, sys.stdin.read().splitlines()) if path.is_relative_to(provenance.MANIFESTS)]
 
     list_components(arguments.components)
     written, read = {}, {}
-    for manifest in arguments.manifests:
+    for manifest in manifests:
         statement = provenance.read_manifest(manifest)
         written |= provenance.digests_in(statement["subject"])
         read |= provenance.digests_in(statement["predicate"]["buildDefinition"]["resolvedDependencies"])
@@ -56,10 +57,10 @@ def main() -> None:
         written | {str(arguments.components): sha256_of(arguments.components)},
         {"config": arguments.config},
         [*provenance.git_dependency(), *provenance.as_subjects(sources)],
-        byproducts=provenance.as_subjects({str(path): sha256_of(path) for path in arguments.manifests}),
+        byproducts=provenance.as_subjects({str(path): sha256_of(path) for path in manifests}),
     )
     provenance.write_manifest(arguments.provenance, statement)
-    print(f"{len(written)} files made from {len(sources)} by {len(arguments.manifests)} jobs, all as they were written")
+    print(f"{len(written)} files made from {len(sources)} by {len(manifests)} jobs, all as they were written")
 
 
 if __name__ == "__main__":

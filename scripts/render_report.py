@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from dpo import cli, svg
+from dpo import cli, svg, sweep, sweep_charts
 from dpo.artifacts import staged_file
 from dpo.cli import UserError
 
@@ -257,6 +257,18 @@ def ladder_plot(name: str, runs: dict) -> Markup:
     return svg.interval_plot([section], f"{name}: share of the adapter’s margin that is left")
 
 
+def sweep_figure(measure: str, found: dict) -> str:
+    """Return a measure of a sweep in words, with its interval where it has one."""
+    spelled = {
+        "accuracy": percent, "distinct_2": percent, "kept": percent, "training_seconds": duration,
+        "kl": lambda value: f"{value:.4f}", "margin": lambda value: f"{value:.2f}",
+        "answer_tokens": lambda value: f"{value:.0f}",
+    }[measure]  # fmt: skip
+    if "low" not in found:
+        return spelled(found["value"])
+    return f"{spelled(found['value'])} ({spelled(found['low'])} to {spelled(found['high'])})".replace("-", "−")
+
+
 def without_nulls(pairs: dict) -> dict:
     """Drop what is null and must not be: then a null is the same error as a number that is not there."""
     return {key: value for key, value in pairs.items() if value is not None or key in MAY_BE_NULL}
@@ -280,8 +292,10 @@ def render(summary: dict, template: Path) -> str:
         environment.filters[function.__name__] = function
     drawing = (svg.line_chart, svg.histogram, svg.reliability_plot, svg.interval_mark, svg.swatch, svg.series_class)
     plots = (change_plot, preference_plot, ladder_plot)
-    for function in (*drawing, *plots, curves, compared, changes, rung_title, kept_sentence):
+    swept = (sweep_charts.measure_chart, sweep_charts.frontier_chart, sweep_charts.series_of, sweep_charts.spell)
+    for function in (*drawing, *plots, *swept, curves, compared, changes, rung_title, kept_sentence, sweep_figure):
         environment.globals[function.__name__] = function
+    environment.globals["MEASURES"] = sweep.MEASURES
     return environment.get_template(template.name).render(summary)
 
 

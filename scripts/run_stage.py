@@ -1,7 +1,7 @@
 """Run one job's program, on inputs that are what the jobs before it wrote, and leave a manifest of what it writes.
 
     python scripts/run_stage.py --rule merge_adapter \
-        --inputs scripts/merge_adapter.py results/base/model results/dpo/adapter \
+        --inputs results/base/model results/dpo/adapter \
         results/manifests/fetch_model/base.json results/manifests/train_dpo/dpo.json \
         --outputs results/dpo/merged results/manifests/merge_adapter/dpo.json \
         -- python scripts/merge_adapter.py --model results/base/model --adapter results/dpo/adapter \
@@ -10,6 +10,9 @@
 Every rule runs its program through this one. What lies in results/ must have a manifest among the inputs and be, byte
 for byte, what that says; the last output is the manifest to write. Should Snakemake be killed, the program dies with
 it, and a program that dies without a word of its own gets one here.
+
+`--inputs -` takes the paths from standard input, one a line, and hands them on to the program's: of thousands of runs
+they are too many for a command line.
 """
 
 import argparse
@@ -18,12 +21,15 @@ import os
 import resource
 import signal
 import subprocess
-from contextlib import nullcontext
+import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from dpo import cli, provenance
+from dpo.artifacts import sha256_of
 from dpo.child_process import die_with_parent
 from dpo.cli import UserError
+from dpo.code_files import code_files
 
 # With less, libraries written in C end the process while Python loads them, each in its own words or in none.
 LEAST_MEMORY = 256 << 20  # bytes of addresses
@@ -39,17 +45,25 @@ LESS_MEMORY = {
 NO_SETTING = "no setting needs less; close other programs, or take a smaller model under `model:`"
 
 
-def run(rule: str, command: list[str]) -> None:
+def run(rule: str, command: list[str], told: str | None) -> None:
     """Run a command to its end.
+
+    Args:
+        rule: whose program it is.
+        command: its words.
+        told: what it reads from standard input; None for this process's own.
 
     Raises:
         UserError: a signal ended it, or it ran out of memory.
         SystemExit: it failed, and has said why; with its exit status.
     """
-    process = subprocess.Popen(command, preexec_fn=die_with_parent)
+    process = subprocess.Popen(command, preexec_fn=die_with_parent, stdin=None if told is None else subprocess.PIPE)
     # Ctrl-C reaches the program too, which ends by itself; what a time limit sends may reach this process alone.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    if told is not None:
+        with suppress(BrokenPipeError), process.stdin:  # whoever does not read it to the end says why
+            process.stdin.write(told.encode())
     status = process.wait()
     if status in (-signal.SIGKILL, cli.OUT_OF_MEMORY):
         ended = "was killed; if nobody did it, the system was out of memory" if status < 0 else "ran out of memory"
@@ -71,11 +85,15 @@ def run(rule: str, command: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", required=True, help="name of the rule")
-    parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="all files and folders that are read")
+    parser.add_argument(
+        "--inputs", nargs="+", default=[], help="all files and folders that are read; - for standard input"
+    )
     parser.add_argument("--outputs", type=Path, nargs="+", required=True, help="all that are written, manifest last")
     parser.add_argument("command", nargs="+", help="the program with its arguments, after `--`")
     arguments = parser.parse_args()
     *outputs, manifest = arguments.outputs
+    listed = sys.stdin.read() if arguments.inputs == ["-"] else None
+    inputs = [Path(name) for name in (arguments.inputs if listed is None else listed.splitlines())]
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
@@ -88,10 +106,11 @@ def main() -> None:
     with open(JOBS, "w") if JOBS.parent.exists() else nullcontext() as jobs:
         if jobs:
             fcntl.flock(jobs, fcntl.LOCK_SH)
-        read = provenance.check(arguments.inputs)
-        run(arguments.rule, arguments.command)
+        code = {os.path.relpath(file): sha256_of(file) for file in code_files(arguments.rule)}
+        read = provenance.check(inputs)
+        run(arguments.rule, arguments.command, listed)
         written = {name: digest for path in outputs for name, digest in provenance.digests_of(path).items()}
-        dependencies = [*provenance.git_dependency(), *provenance.as_subjects(read)]
+        dependencies = [*provenance.git_dependency(), *provenance.as_subjects(code | read)]
         asked = {"rule": arguments.rule, "command": arguments.command}
         provenance.write_manifest(manifest, provenance.make_statement(written, asked, dependencies))
 

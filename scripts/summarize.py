@@ -5,7 +5,8 @@
         --config '{…}' --summary results/summary.json
 
 The config is the resolved one, as JSON; its `runs` name the folders to read. Nothing is measured here but file sizes,
-SHA-256s and the paired differences between the base model and each run, from which the verdict follows.
+SHA-256s and the paired differences between the base model and each run, from which the verdict follows. Runs of a sweep
+are compared by their own summaries (`--swept results/beta-0.05/summary.json …`).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from dpo import cli, comparison, preferences, provenance, rubric, statistics, training_health, verdict
+from dpo import cli, comparison, preferences, provenance, rubric, statistics, sweep, training_health, verdict
 from dpo.artifacts import read_json, read_jsonl, sha256_of, write_json
 from dpo.prompts import TEST_SETS, notebook_prompts, read_test_sets
 
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--benchmarks", type=Path, nargs="+", required=True, help="Snakemake's benchmark files")
     for name in TEST_SETS:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"test set: {name} (JSON Lines)")
+    parser.add_argument("--swept", type=Path, nargs="+", default=[], help="summaries of a sweep's runs")
     parser.add_argument("--config", type=json.loads, required=True, help="the resolved config, as JSON")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
@@ -273,9 +275,14 @@ def main() -> None:
         }
     for name, rows in sets.items():
         summary[name] = side_by_side(name, rows, generations, scores, judgements)
+    if arguments.swept:
+        swept = {file.parent.name: read_json(file) for file in arguments.swept}
+        summary["sweep"] = sweep.compare(swept, list(arguments.config["sweep"]))
     summary["stages"] = read_stages(arguments.benchmarks)
     summary["provenance"] = describe_origin(results, runs, arguments.config)
     write_json(arguments.summary, summary)
+    for sentence in summary["sweep"]["advice"].values() if arguments.swept else []:
+        print(sentence)
     for run, found in summary["verdicts"].items():
         print(found["sentence"])
         for reason in found["reasons"]:

@@ -43,7 +43,15 @@ CONFIG_MISTAKES = {
     "unknown loss": ({"training": {"loss_type": "kto"}}, "training.loss_type: 'kto' is not one of ['sigmoid',"),
     "smoothing that the loss ignores": (
         {"training": {"label_smoothing": 0.1}},
-        "run dpo: loss_type sigmoid takes no label_smoothing; set it to 0.0, or loss_type to robust",
+        "run dpo: loss_type sigmoid takes no label_smoothing; set it to 0.0, or loss_type to one of robust",
+    ),
+    "an unknown loss in a sum": (
+        {"training": {"loss_type": ["sigmoid", "kto"]}},
+        "training.loss_type.1: 'kto' is not one",
+    ),
+    "weights for other losses": (
+        {"training": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}},
+        "run dpo: loss_weights has 1 numbers for the 2 losses sigmoid + sft; give one each, or none",
     ),
     "no smoothing where the loss needs it": (
         {"training": {"loss_type": "exo_pair"}},

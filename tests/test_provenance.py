@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from dpo.cli import UserError
 from workflow import PROJECT, copy_project, snakemake
 
 RUN_STAGE = PROJECT / "scripts/run_stage.py"
-MANIFEST = "results/manifests/make_thing/one.json"
+MANIFEST = "results/manifests/score_responses/one.json"
 
 
 @pytest.fixture
@@ -41,7 +42,17 @@ Path("results/list.jsonl").write_text("{}")
 
 def start_stage(program, inputs, outputs, env=None):
     """Start a program through run_stage.py, as a rule does."""
-    command = [sys.executable, RUN_STAGE, "--rule", "make_thing", "--inputs", *inputs, "--outputs", *outputs, MANIFEST]
+    command = [
+        sys.executable,
+        RUN_STAGE,
+        "--rule",
+        "score_responses",
+        "--inputs",
+        *inputs,
+        "--outputs",
+        *outputs,
+        MANIFEST,
+    ]
     command += ["--", sys.executable, "-c", program]
     environment = os.environ | (env or {})
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -64,7 +75,7 @@ def edit(path, change):
 
 
 def check(*inputs):
-    return provenance.check([*map(provenance.Path, inputs)])
+    return provenance.check([*map(Path, inputs)])
 
 
 def test_a_manifest_is_an_in_toto_statement_of_what_was_made_from_what(folder):
@@ -74,10 +85,11 @@ def test_a_manifest_is_an_in_toto_statement_of_what_was_made_from_what(folder):
     names = ["results/list.jsonl", "results/model/config.json", "results/model/weights"]
     assert statement["subject"] == [{"name": name, "digest": {"sha256": sha256_of(folder / name)}} for name in names]
     definition, details = (statement["predicate"][key] for key in ("buildDefinition", "runDetails"))
-    assert definition["resolvedDependencies"] == [
-        {"name": "data/rows.jsonl", "digest": {"sha256": sha256_of(folder / "data/rows.jsonl")}}
-    ]
-    assert definition["externalParameters"]["rule"] == "make_thing"
+    read = provenance.digests_in(definition["resolvedDependencies"])
+    code = {os.path.relpath(PROJECT / "scripts" / name) for name in ("score_responses.py", "dpo/rubric.py")}
+    assert code <= set(read) and read.pop("data/rows.jsonl") == sha256_of(folder / "data/rows.jsonl")
+    assert {Path(name).suffix for name in read} == {".py"} and all(sha256_of(name) == read[name] for name in read)
+    assert definition["externalParameters"]["rule"] == "score_responses"
     assert definition["externalParameters"]["command"][:2] == [sys.executable, "-c"]
     assert {"python", "torch", "trl", "llama-cpp-python"} <= set(details["builder"]["version"])
 
@@ -140,11 +152,11 @@ def plant_a_file(folder):
 
 
 CHANGES = {
-    flip_a_bit: "weights is not what make_thing wrote: it was changed, swapped or damaged since",
-    truncate: "weights is not what make_thing wrote",
-    swap_for_an_older_one: "weights is not what make_thing wrote",
-    lose_a_file: "weights, which make_thing wrote, is missing",
-    plant_a_file: "adapter_config.json was not written by make_thing, but put there by something else",
+    flip_a_bit: "weights is not what score_responses wrote: it was changed, swapped or damaged since",
+    truncate: "weights is not what score_responses wrote",
+    swap_for_an_older_one: "weights is not what score_responses wrote",
+    lose_a_file: "weights, which score_responses wrote, is missing",
+    plant_a_file: "adapter_config.json was not written by score_responses, but put there by something else",
 }
 
 
@@ -180,10 +192,10 @@ def test_any_other_byte_in_a_manifest_is_found_out(folder):
         for bit in random.Random(place).sample(range(8), 2):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
             with pytest.raises(UserError, match=r"one\.json is damaged"):
-                provenance.read_manifest(provenance.Path(MANIFEST))
+                provenance.read_manifest(Path(MANIFEST))
         path.write_bytes(content[:place])
         with pytest.raises(UserError, match=r"one\.json is damaged"):
-            provenance.read_manifest(provenance.Path(MANIFEST))
+            provenance.read_manifest(Path(MANIFEST))
 
 
 # Programs that end badly
@@ -199,9 +211,12 @@ def test_a_failed_program_keeps_its_exit_status_and_leaves_no_manifest(folder):
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (signal.SIGKILL, "make_thing was killed; if nobody did it, the system was out of memory: in config.yaml"),
-        (signal.SIGTERM, "make_thing was stopped (SIGTERM), as a time limit does: give more time"),
-        (signal.SIGSEGV, "make_thing crashed (SIGSEGV), as native code does on a damaged input or for want of memory"),
+        (signal.SIGKILL, "score_responses was killed; if nobody did it, the system was out of memory: in config.yaml"),
+        (signal.SIGTERM, "score_responses was stopped (SIGTERM), as a time limit does: give more time"),
+        (
+            signal.SIGSEGV,
+            "score_responses crashed (SIGSEGV), as native code does on a damaged input or for want of memory",
+        ),
     ],
 )
 def test_a_program_that_a_signal_ends_gets_a_message(folder, number, said):
@@ -217,7 +232,7 @@ def test_a_time_limits_signal_ends_the_program_too(folder):
     process.terminate()
     _, stderr = process.communicate(timeout=10)
     assert process.returncode == 1
-    assert "--set-resources make_thing:runtime=MINUTES" in stderr
+    assert "--set-resources score_responses:runtime=MINUTES" in stderr
 
 
 def test_out_of_memory_names_the_setting(tmp_path, monkeypatch):
@@ -242,7 +257,7 @@ time.sleep(60)
     starter = f"""
 import os, subprocess, sys, time
 os.environ["SNAKEMAKE_PID"] = str(os.getpid())
-subprocess.Popen([sys.executable, {str(RUN_STAGE)!r}, "--rule", "make_thing", "--inputs", "data/rows.jsonl",
+subprocess.Popen([sys.executable, {str(RUN_STAGE)!r}, "--rule", "score_responses", "--inputs", "data/rows.jsonl",
     "--outputs", "x", "results/manifests/x.json", "--", sys.executable, "-c", {program!r}])
 time.sleep(60)
 """
@@ -269,7 +284,16 @@ def alive(process):
 
 
 def test_a_limit_on_memory_in_which_nothing_can_be_loaded_is_named(folder):
-    command = [sys.executable, RUN_STAGE, "--rule", "make_thing", "--inputs", "data/rows.jsonl", "--outputs", MANIFEST]
+    command = [
+        sys.executable,
+        RUN_STAGE,
+        "--rule",
+        "score_responses",
+        "--inputs",
+        "data/rows.jsonl",
+        "--outputs",
+        MANIFEST,
+    ]
     limits = 200 << 20, 200 << 20
     result = subprocess.run(
         [*command, "--", "true"],
@@ -278,7 +302,9 @@ def test_a_limit_on_memory_in_which_nothing_can_be_loaded_is_named(folder):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
     )
     assert result.returncode == 1
-    assert "error: make_thing may have 200 MiB of memory (ulimit -v), in which nothing can be loaded" in result.stderr
+    assert (
+        "error: score_responses may have 200 MiB of memory (ulimit -v), in which nothing can be loaded" in result.stderr
+    )
     assert "Traceback" not in result.stderr
 
 

@@ -312,6 +312,17 @@ LOSSES = {
     "exo_pair": {"loss_type": "exo_pair", "label_smoothing": 0.1},
     "apo_zero": {"loss_type": "apo_zero"},
 }
+OTHER_LOSSES = {
+    "nca_pair": {"loss_type": "nca_pair"},
+    "bco_pair": {"loss_type": "bco_pair"},
+    "sppo_hard": {"loss_type": "sppo_hard"},
+    "apo_down": {"loss_type": "apo_down"},
+    "discopop": {"loss_type": "discopop"},
+    "sigmoid_norm": {"loss_type": "sigmoid_norm"},
+    "sft": {"loss_type": "sft"},
+    "a sum": {"loss_type": ["sigmoid", "sft"]},
+    "a weighted sum": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.5]},
+}
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -326,15 +337,31 @@ def test_losses_and_adapter_are_those_of_trls_trainer(lengths, loss, tokenizer, 
     assert functional.cosine_similarity(our_adapter, their_adapter, dim=0) > 0.9999
 
 
+@pytest.mark.parametrize("loss", OTHER_LOSSES.values(), ids=OTHER_LOSSES)
+def test_all_of_trls_losses_and_their_sums_are_trls_own(loss, tokenizer, tmp_path, monkeypatch):
+    set_seed(8)
+    rows = rows_of(DATA["unequal lengths"])
+    # TRL takes the mean over tokens batch by batch: the same as ours where a step is one batch.
+    step = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    theirs, their_adapter = train("trl", tokenizer, rows, tmp_path, monkeypatch, **loss, **step)
+    ours, our_adapter = train("shared_prompt", tokenizer, rows, tmp_path, monkeypatch, **loss, **step)
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    assert len(set(ours)) > 1
+    assert functional.cosine_similarity(our_adapter, their_adapter, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize(
+    "loss", [{}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]}], ids=["dpo", "sft"]
+)
 @pytest.mark.parametrize("most_at_once", [1, 2, 8])
-def test_how_a_step_is_divided_changes_nothing_but_rounding(most_at_once, tokenizer, tmp_path, monkeypatch):
+def test_how_a_step_is_divided_changes_nothing_but_rounding(most_at_once, loss, tokenizer, tmp_path, monkeypatch):
     set_seed(9)
     rows = rows_of([*DATA["unequal lengths"], (5, 5, 5), (6, 30, 2), (9, 3, 3)])
     parts = {"per_device_train_batch_size": most_at_once, "gradient_accumulation_steps": 8 // most_at_once}
-    losses, adapter = train("shared_prompt", tokenizer, rows, tmp_path, monkeypatch, max_length=40, **parts)
+    losses, adapter = train("shared_prompt", tokenizer, rows, tmp_path, monkeypatch, max_length=40, **parts, **loss)
     whole, expected = train(
         "shared_prompt", tokenizer, rows, tmp_path, monkeypatch,
-        per_device_train_batch_size=8, gradient_accumulation_steps=1, max_length=4000,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1, max_length=4000, **loss,
     )  # fmt: skip
     assert losses == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(adapter, expected, atol=1e-5, rtol=1e-3)

@@ -7,7 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # every file that training reads is local
 
 import torch
 
-from dpo.shared_prompt import NEED_TRLS_BATCHES, why_not
+from dpo.losses import compares_pairs, loss_types
+from dpo.shared_prompt import why_not
 
 
 def settle_trainer(model: Path, settings: dict) -> tuple[dict, str | None]:
@@ -20,8 +21,8 @@ def settle_trainer(model: Path, settings: dict) -> tuple[dict, str | None]:
     if settings["trainer"] != "shared_prompt":
         return settings, None
     reason = why_not(AutoConfig.from_pretrained(model))
-    if settings["loss_type"] in NEED_TRLS_BATCHES:
-        reason = f"loss type {settings['loss_type']} compares the pairs of a batch with each other"
+    if compares_pairs(settings):
+        reason = f"loss type {' + '.join(loss_types(settings))} compares the pairs of a batch with each other"
     return (settings | {"trainer": "trl"} if reason else settings), reason
 
 

@@ -22,9 +22,6 @@ TOKENS_AT_ONCE = 2048  # of several pairs, where no gradient is wanted: more is 
 # Architectures that are what `DecoderLayer` computes, while their attention has no window.
 PLAIN = ("llama", "mistral", "qwen2")
 
-# These losses sort the log-probabilities of the pairs that are computed together, and so are not a mean over pairs.
-NEED_TRLS_BATCHES = ("aot", "aot_unpaired")
-
 
 class Pair(NamedTuple):
     """Token ids."""

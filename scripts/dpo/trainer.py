@@ -14,6 +14,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from dpo.inference import keep_freed_memory
+from dpo.losses import loss_types
 from dpo.plain_head import install_plain_head
 from dpo.policy import products_dtype
 from dpo.shared_prompt import SharedPromptModel, answer_logps, needed_operations, pair_of
@@ -58,11 +59,20 @@ class SharedPromptTrainer(DPOTrainer):
         lengths = [sum(map(len, pair_of(row))) for row in rows]
         batches = [[rows[n] for n in share] for share in shared_out(lengths, -(-sum(lengths) // self.most_tokens))]
         shares = [len(batch) / len(rows) for batch in batches]
+        # TRL's SFT term is a mean over tokens, the others are means over pairs.
+        tokens = [sum(len(row["chosen_ids"]) for row in batch) for batch in batches]
+        weights = self.loss_weights
         mean = 0.0
-        for batch, share in zip(batches, shares, strict=True):
+        for batch, share, count in zip(batches, shares, tokens, strict=True):
+            of_tokens = count / sum(tokens) / share
+            self.loss_weights = [
+                weight * of_tokens if loss_type == "sft" else weight
+                for loss_type, weight in zip(self.loss_types, weights, strict=True)
+            ]
             loss = self.compute_loss(model, self.pad(batch)) * share
             self.accelerator.backward(loss)
             mean += loss.detach()
+        self.loss_weights = weights
         for name, values in self._metrics["train"].items():
             if name != "num_tokens":  # a sum since the start
                 values[-len(batches) :] = [sum(v * s for v, s in zip(values[-len(batches) :], shares, strict=True))]
@@ -159,7 +169,8 @@ def dpo_config(settings: dict, checkpoints: Path, **more) -> DPOConfig:
     return DPOConfig(
         output_dir=str(checkpoints),
         beta=settings["beta"],
-        loss_type=settings["loss_type"],
+        loss_type=loss_types(settings),
+        loss_weights=settings["loss_weights"] or None,
         label_smoothing=settings["label_smoothing"],
         learning_rate=settings["learning_rate"],
         lr_scheduler_type=settings["lr_scheduler_type"],

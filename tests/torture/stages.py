@@ -67,12 +67,11 @@ def job_command(folder: Path, stage: Stage) -> list[str]:
     remove(folder, stage)
     shown = execute([*workflow_command(stage), "--dry-run", "--printshellcmds"], folder).stdout
     rule = stage.job.partition("/")[0]
-    start = f"exec python scripts/run_stage.py --rule {rule} "
-    lines = shown.partition(start)[2].splitlines()
+    text = shown[shown.index(f"exec python scripts/run_stage.py --rule {rule} ") :]
+    lines = text.splitlines()
     last = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
-    words = shlex.split(" ".join(line.removesuffix("\\") for line in lines[: last + 1]))
-    words = [sys.executable if word == "python" else word for word in words]
-    return [sys.executable, "scripts/run_stage.py", "--rule", rule, *words]
+    command = "\n".join(lines[: last + 1]).replace("python scripts/", f"{shlex.quote(sys.executable)} scripts/")
+    return ["bash", "-c", command]
 
 
 def remove(folder: Path, stage: Stage) -> None:
