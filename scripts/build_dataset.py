@@ -29,7 +29,7 @@ import numpy as np
 
 from dpo import audit, cli, duplicates, layouts, sources
 from dpo.artifacts import staged_file, write_json
-from dpo.child_process import die_with_parent
+from dpo.child_process import end_with_pool
 from dpo.cli import UserError
 from dpo.json_lines import MalformedLine, parse_line
 from dpo.layouts import Rejected
@@ -87,7 +87,7 @@ def read_all(settings: dict, seen: list[dict]) -> Iterator[tuple[int, sources.Ba
 
 def start_worker(model: Path, settings: dict) -> None:
     """Give a worker process its examiner."""
-    die_with_parent()
+    end_with_pool()
     global examiner
     examiner = Examiner(model, settings)
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from dpo import chat, cli
 from dpo.artifacts import raise_why_unwritten, read_jsonl, staged_file
-from dpo.child_process import die_with_parent
+from dpo.child_process import ends_with_this
 from dpo.cli import UserError
 from dpo.llama_cpp_tools import find_tool
 from dpo.quantization import read_imatrix
@@ -85,7 +85,7 @@ def compute_imatrix(gguf: Path, text: str, chunk: int, imatrix: Path) -> None:
         command = [find_tool("llama-imatrix"), "--model", gguf.absolute(), "--file", "training-pairs.txt", *reading]
         command += ["--threads", threads, "--output-file", imatrix.absolute(), "--output-format", "gguf"]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-        result = subprocess.run(command, cwd=folder, **output, preexec_fn=die_with_parent)
+        result = subprocess.run(command, cwd=folder, **output, preexec_fn=ends_with_this())
     if result.returncode != 0 or not imatrix.exists():
         last = "\n".join(result.stdout.strip().splitlines()[-QUOTED:])
         raise UserError(f"llama-imatrix failed on {gguf} with exit status {result.returncode}:\n{last}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dpo import cli, provenance
 from dpo.artifacts import sha256_of, write_json
-from dpo.child_process import die_with_parent
+from dpo.child_process import ends_with_this
 from dpo.cli import UserError
 
 
@@ -28,7 +28,7 @@ def list_components(path: Path) -> None:
     """
     command = [sys.executable, "-m", "cyclonedx_py", "environment", sys.executable]
     command += ["--output-format", "JSON", "--output-reproducible"]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=die_with_parent)
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=ends_with_this())
     if result.returncode:
         raise UserError(f"cyclonedx-py cannot list what is installed: {result.stderr.strip().splitlines()[-1]}")
     bill = json.loads(result.stdout)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from dpo import cli, provenance
 from dpo.artifacts import sha256_of
-from dpo.child_process import die_with_parent
+from dpo.child_process import die_with_parent, ends_with_this
 from dpo.cli import UserError
 from dpo.code_files import code_files
 
@@ -57,7 +57,7 @@ def run(rule: str, command: list[str], told: str | None) -> None:
         UserError: a signal ended it, or it ran out of memory.
         SystemExit: it failed, and has said why; with its exit status.
     """
-    process = subprocess.Popen(command, preexec_fn=die_with_parent, stdin=None if told is None else subprocess.PIPE)
+    process = subprocess.Popen(command, preexec_fn=ends_with_this(), stdin=None if told is None else subprocess.PIPE)
     # Ctrl-C reaches the program too, which ends by itself; what a time limit sends may reach this process alone.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -234,9 +234,9 @@ def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
         raise
     check_adapter(policy, settings)
 
-    # TRL's count of tokens begins at zero again where a training is resumed.
+    # Where a training is resumed, TRL's count of tokens begins at zero again, and lines of before have sorted keys.
     lines = [
-        {key: value for key, value in entry.items() if key != "num_tokens"}
+        {key: entry[key] for key in sorted(entry) if key != "num_tokens"}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]

@@ -1,6 +1,7 @@
 """Stopped at any moment, the same command finishes, and what it makes is what an undisturbed run makes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from dpo.artifacts import sha256_of
-from workflow import copy_project, edit_config, snakemake
+from workflow import PROJECT, copy_project, edit_config, snakemake
 
 TARGET = "results/dpo/adapter"
 
@@ -28,11 +29,16 @@ def prepared(small_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
-    """The SHA-256 of the adapter of a run that nothing interrupts."""
+    """What a run makes that nothing interrupts: the SHA-256 of its adapter, and its log."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
     result = snakemake(folder, TARGET)
     assert result.returncode == 0, result.stdout
-    return sha256_of(folder / TARGET / "adapter_model.safetensors")
+    return sha256_of(folder / TARGET / "adapter_model.safetensors"), log_of(folder)
+
+
+def log_of(folder):
+    """The log of a training as text, without the seconds that it took."""
+    return re.sub(r'"seconds": [0-9.]+', "", (folder / "results/dpo/training.jsonl").read_text())
 
 
 def heed_ctrl_c():
@@ -78,7 +84,36 @@ def test_stopped_by_ctrl_c_sigterm_and_sigkill_the_same_command_finishes(prepare
     result = snakemake(folder, TARGET)
     assert result.returncode == 0, result.stdout
     assert "resuming after step" in result.stdout
-    assert sha256_of(folder / TARGET / "adapter_model.safetensors") == undisturbed
+    assert sha256_of(folder / TARGET / "adapter_model.safetensors") == undisturbed[0]
+    assert log_of(folder) == undisturbed[1]
     assert not (folder / "results/dpo/checkpoints").exists()
     steps = (folder / "results/dpo/training.jsonl").read_text().count("\n")
     assert steps == 11, "step 1 and every third of 30"
+
+
+SLOW_TO_IMPORT = """
+import sys, time
+if __name__ != "__main__":  # the pool's process imports this anew
+    open(sys.argv[1], "w").close()
+    time.sleep(3)
+from dpo import child_process
+if __name__ == "__main__":
+    child_process.run("crashed", time.sleep, 60)
+"""
+
+
+def test_a_pool_process_whose_maker_is_killed_while_it_imports_ends_too(tmp_path):
+    program, importing = tmp_path / "program.py", tmp_path / "importing"
+    program.write_text(SLOW_TO_IMPORT)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "scripts")}
+    process = subprocess.Popen([sys.executable, program, importing], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not importing.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any_left(process.pid):
+        assert time.monotonic() < deadline, "the pool's process outlived its maker"
+        time.sleep(0.1)

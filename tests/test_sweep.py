@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ def test_a_sweep_runs_is_compared_grows_by_what_is_new_and_loses_nothing(fresh):
     preferred = read_json(fresh / "results/beta-0.5-seed-1/preferences.json")["heldout"]
     margin = summary["sweep"]["runs"]["beta-0.5-seed-1"]["measures"]["margin"]["value"]
     assert margin == pytest.approx(preferred["reward_margin"]["value"] / 0.5)
-    page = (fresh / "results/report.html").read_text()
+    page = unescape((fresh / "results/report.html").read_text())
     assert [summary["sweep"]["advice"][""] in page, 'id="sweep"' in page] == [True, True]
     subjects = json.loads((fresh / "results/provenance.json").read_text())["subject"]
     assert "results/beta-0.5-seed-2/merged/model.safetensors" in {subject["name"] for subject in subjects}

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from dpo import cli
 from dpo.artifacts import raise_why_unwritten, sha256_of
-from dpo.child_process import die_with_parent
+from dpo.child_process import ends_with_this
 from dpo.cli import UserError
 
 CHECKSUM_FILE = Path(__file__).parents[2] / "envs" / "llama-cpp-python.sha256"
@@ -76,7 +76,7 @@ def convert(model: Path, gguf: Path, *options: str) -> None:
         program = str(source / "convert_hf_to_gguf.py")
         command = [sys.executable, program, str(model), "--outfile", str(gguf), *options]
         result = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=die_with_parent
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=ends_with_this()
         )
     if result.returncode == 0:
         return

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from dpo import llama_cpp_source
 from dpo.artifacts import staged_file
-from dpo.child_process import die_with_parent
+from dpo.child_process import ends_with_this
 from dpo.cli import UserError
 
 RECIPE = Path(__file__).parents[2] / "envs" / "llama_cpp_tools" / "CMakeLists.txt"
@@ -75,7 +75,7 @@ def usable_cpus() -> int:
 def run_step(name: str, command: list[str]) -> None:
     """Run one step of compiling a program, without a word unless it fails."""
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    result = subprocess.run(command, **output, preexec_fn=die_with_parent)
+    result = subprocess.run(command, **output, preexec_fn=ends_with_this())
     if result.returncode != 0:
         last = "\n".join(result.stdout.strip().splitlines()[-QUOTED:])
         raise UserError(f"llama.cpp's {name} could not be compiled; `make .venv` completes what it needs:\n{last}")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo.child_process import die_with_parent
+from dpo.child_process import ends_with_this
 from torture.interruption import interrupt
 from torture.outcome import RECOVERED, REFUSED, SILENT, Tried
 from torture.project import copy
@@ -56,7 +56,7 @@ class Mounts:
 
     def __enter__(self):
         holder = ["unshare", "--map-root-user", "--mount", "sleep", "infinity"]
-        self.holder = subprocess.Popen(holder, preexec_fn=die_with_parent)
+        self.holder = subprocess.Popen(holder, preexec_fn=ends_with_this())
         outside = os.readlink("/proc/self/ns/mnt")
         while os.readlink(f"/proc/{self.holder.pid}/ns/mnt") == outside:
             time.sleep(0.01)

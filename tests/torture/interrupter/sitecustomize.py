@@ -52,10 +52,10 @@ class File(io.FileIO):
         return super().write(data)
 
 
-def open_counted(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *rest):
+def open_counted(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
     """Open a file as `open` does; one that is only written to with counted writes."""
-    if isinstance(file, int) or not set(mode) & set("wax") or "+" in mode:
-        return open_plainly(file, mode, buffering, encoding, errors, newline, *rest)
+    if isinstance(file, int) or opener or not set(mode) & set("wax") or "+" in mode:
+        return open_plainly(file, mode, buffering, encoding, errors, newline, closefd, opener)
     raw = io.BufferedWriter(File(file, mode.replace("b", "").replace("t", "")))
     return raw if "b" in mode else io.TextIOWrapper(raw, encoding or "utf-8", errors, newline)
 
