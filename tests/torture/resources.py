@@ -155,7 +155,7 @@ def after_checkpoint(folder: Path, command: list, step: int, stop) -> subprocess
     """Start a command, call `stop` with its process once a checkpoint is there, and wait for its end."""
     with open(folder / "said", "w+") as said:
         process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True)
-        saved = folder / f"results/dpo/checkpoints/checkpoint-{step}/trainer_state.json"
+        saved = folder / f"results/dpo/checkpoints/checkpoint-{step}/sha256.json"  # written last
         while not saved.exists() and process.poll() is None:
             time.sleep(0.02)
         stop(process)

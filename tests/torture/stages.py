@@ -107,8 +107,9 @@ def vouched_for(folder: Path, stage: Stage) -> bool:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Return what was half written and lies there still."""
-    return [str(path.relative_to(folder)) for path in (folder / "results").rglob(".*.partial")]
+    """Return what was half written and lies there still, but for a checkpoint's: the next training looks it through."""
+    found = [path.relative_to(folder) for path in (folder / "results").rglob(".*.partial")]
+    return [str(path) for path in found if "checkpoints" not in path.parts]
 
 
 def judge(
