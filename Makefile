@@ -32,6 +32,7 @@ bench: .venv/.installed
 	@$(IN_VENV) PYTHONPATH=scripts python bench/export.py --model results/base/model --adapter results/dpo/adapter \
 		--heldout results/data/heldout.jsonl
 	@$(IN_VENV) PYTHONPATH=scripts python bench/training.py --model results/base/model --adapter results/dpo/adapter
+	@$(IN_VENV) python bench/planning.py
 	@$(IN_VENV) python bench/dataset.py --model results/base/model $(ARGS)
 
 # Everything that can fail is made to fail, which takes about MINUTES; a table is printed in the end.
