@@ -10,6 +10,8 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/recovery.smk"
+include: "rules/resources.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"

@@ -1,6 +1,5 @@
 # Helpers that the rules share; no rules here.
 
-import fcntl
 import itertools
 import json
 import math
@@ -21,30 +20,6 @@ from dpo.code_files import code_digest
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 # A job compares it with its parent's, to end with this process.
 os.environ.update(SNAKEMAKE_PID=str(os.getpid()))
-
-
-def hold_folder():
-    """Clear the locks that a killed run left behind, so that the same command just goes on.
-
-    Every Snakemake in this folder shares a file lock, which the kernel drops however its process ends. Whoever can have
-    it alone knows that no other is alive, and that locks found now are stale. Jobs share another one: those of a killed
-    Snakemake die with it, and are waited for. Returns the file, to be kept open.
-    """
-    try:
-        Path(".snakemake/locks").mkdir(parents=True, exist_ok=True)
-        file, jobs = open(".snakemake/alive", "w"), open(".snakemake/jobs", "w")
-    except OSError as error:
-        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake must be able to write in this folder")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with jobs:
-            fcntl.flock(jobs, fcntl.LOCK_EX)
-        for lock in Path(".snakemake/locks").iterdir():
-            lock.unlink()
-    except BlockingIOError:
-        pass
-    fcntl.flock(file, fcntl.LOCK_SH)
-    return file
 
 
 def explain(fault):
@@ -115,7 +90,6 @@ def check_config():
 
 # Runs that are compared but do not ship, by name; one that also stands under `runs:` does.
 SWEPT = check_config()
-FOLDER_HELD = hold_folder()
 
 DATA = config["data"]
 # A number asks for a share of the training sources, split off by prompt.

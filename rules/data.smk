@@ -11,6 +11,8 @@ rule fetch_dataset:
     priority: 100
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("fetch_dataset"),
     params:
         code=code_digest("fetch_dataset"),
         settings=lambda wildcards: as_setting(HUB_SOURCES[wildcards.source]),
@@ -44,7 +46,9 @@ rule build_dataset:
     priority: 100
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("build_dataset"),
     params:
         code=code_digest("build_dataset"),
         trained=lambda wildcards, input: f"--trained {input.trained}" if input.trained else "",
@@ -90,6 +94,8 @@ rule audit_dataset:
     priority: 100
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("audit_dataset"),
     params:
         code=code_digest("audit_dataset"),
         settings=as_setting(

@@ -14,7 +14,9 @@ rule generate_responses:
         "benchmarks/generate_responses/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("generate_responses"),
     params:
         code=code_digest("generate_responses"),
         adapter=lambda wildcards, input: f"--adapter {input.adapter}" if input.adapter else "",
@@ -43,6 +45,8 @@ rule score_responses:
         "benchmarks/score_responses/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("score_responses"),
     params:
         code=code_digest("score_responses"),
     shell:
@@ -77,7 +81,9 @@ rule score_preferences:
         "benchmarks/score_preferences/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("score_preferences"),
     params:
         code=code_digest("score_preferences"),
         adapter=lambda wildcards, input: (
@@ -109,7 +115,9 @@ rule check_judge:
         "benchmarks/check_judge/{judge}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
+    threads: lambda wildcards: all_cores(wildcards) if "gguf" in JUDGES[wildcards.judge] else 1
+    resources:
+        **resources_of("check_judge"),
     params:
         code=code_digest("check_judge"),
         journal="results/judges/{judge}.journal.jsonl",
@@ -141,7 +149,9 @@ rule judge_responses:
         "benchmarks/judge_responses/{run}/{judge}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: lambda wildcards: workflow.cores if "gguf" in JUDGES[wildcards.judge] else 1
+    threads: lambda wildcards: all_cores(wildcards) if "gguf" in JUDGES[wildcards.judge] else 1
+    resources:
+        **resources_of("judge_responses"),
     params:
         code=code_digest("judge_responses"),
         journal="results/{run}/judgements/{judge}.journal.jsonl",

@@ -10,8 +10,12 @@ rule merge_adapter:
         "logs/merge_adapter/{run}.log",
     benchmark:
         "benchmarks/merge_adapter/{run}.tsv"
+    group:
+        "export"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("merge_adapter"),
     params:
         code=code_digest("merge_adapter"),
     shell:
@@ -35,8 +39,12 @@ rule convert_to_gguf:
         "logs/convert_to_gguf/{variant}.log",
     benchmark:
         "benchmarks/convert_to_gguf/{variant}.tsv"
+    group:
+        "export"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("convert_to_gguf"),
     params:
         code=code_digest("convert_to_gguf"),
     shell:
@@ -62,9 +70,13 @@ rule compute_imatrix:
         "logs/compute_imatrix/{variant}.log",
     benchmark:
         "benchmarks/compute_imatrix/{variant}.tsv"
+    group:
+        "export"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("compute_imatrix"),
     params:
         code=code_digest("compute_imatrix"),
     shell:
@@ -89,9 +101,13 @@ rule quantize_gguf:
         "logs/quantize_gguf/{variant}/{quantized}.log",
     benchmark:
         "benchmarks/quantize_gguf/{variant}/{quantized}.tsv"
+    group:
+        "export"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("quantize_gguf"),
     params:
         code=code_digest("quantize_gguf"),
         imatrix=lambda wildcards, input: f"--imatrix {input.imatrix}" if input.imatrix else "",
@@ -121,7 +137,9 @@ rule smoke_test_gguf:
         "benchmarks/smoke_test_gguf/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("smoke_test_gguf"),
     params:
         code=code_digest("smoke_test_gguf"),
         settings=as_setting({"type": SHIPPED, "max_new_tokens": config["export"]["max_new_tokens"]}),

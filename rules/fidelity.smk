@@ -19,7 +19,9 @@ rule score_gguf:
         "benchmarks/score_gguf/{variant}/{type}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("score_gguf"),
     params:
         code=code_digest("score_gguf"),
         settings=as_setting({"max_pairs": config["evaluation"]["max_pairs"]}),
@@ -61,7 +63,9 @@ rule measure_fidelity:
         "benchmarks/measure_fidelity/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("measure_fidelity"),
     params:
         code=code_digest("measure_fidelity"),
         settings=lambda wildcards: as_setting(
@@ -92,6 +96,8 @@ rule check_fidelity:
         "benchmarks/check_fidelity/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("check_fidelity"),
     params:
         code=code_digest("check_fidelity"),
         types=TYPES,

@@ -12,6 +12,8 @@ rule fetch_model:
         "benchmarks/fetch_model/base.tsv"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("fetch_model"),
     params:
         code=code_digest("fetch_model"),
         settings=as_setting(config["model"]),

@@ -60,6 +60,8 @@ rule summarize_run:
         "benchmarks/summarize_run/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("summarize_run"),
     params:
         code=code_digest("summarize_run"),
         settings=lambda wildcards: as_setting({"training": run_settings(wildcards.run), "shipped_type": SHIPPED}),
@@ -87,6 +89,8 @@ rule summarize:
         "logs/summarize/all.log",
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("summarize"),
     params:
         code=code_digest("summarize"),
         swept=lambda wildcards, input: f"--swept {input.swept}" if input.swept else "",
@@ -114,6 +118,8 @@ rule render_report:
         "logs/render_report/all.log",
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("render_report"),
     params:
         code=code_digest("render_report"),
     shell:
@@ -136,6 +142,8 @@ rule render_model_card:
         "logs/render_model_card/{run}.log",
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("render_model_card"),
     params:
         code=code_digest("render_model_card"),
     shell:
@@ -160,6 +168,8 @@ rule record_provenance:
         "logs/record_provenance/all.log",
     conda:
         "../envs/dpo.yaml"
+    resources:
+        **resources_of("record_provenance"),
     params:
         code=code_digest("record_provenance"),
         config=as_setting(config),

@@ -13,7 +13,9 @@ rule compute_reference_logps:
         "benchmarks/compute_reference_logps/{precision}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("compute_reference_logps"),
     params:
         code=code_digest("compute_reference_logps"),
         settings=lambda wildcards: as_setting(reference_settings(wildcards.precision)),
@@ -51,7 +53,9 @@ rule train_dpo:
         "benchmarks/train_dpo/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
-    threads: workflow.cores
+    threads: all_cores
+    resources:
+        **resources_of("train_dpo"),
     params:
         code=code_digest("train_dpo"),
         settings=lambda wildcards: as_setting(training_settings(wildcards.run)),

@@ -105,7 +105,8 @@ def main() -> None:
         die_with_parent(int(os.environ["SNAKEMAKE_PID"]))
     with open(JOBS, "w") if JOBS.parent.exists() else nullcontext() as jobs:
         if jobs:
-            fcntl.flock(jobs, fcntl.LOCK_SH)
+            with suppress(OSError):  # some file systems of clusters have no locks
+                fcntl.flock(jobs, fcntl.LOCK_SH)
         code = {os.path.relpath(file): sha256_of(file) for file in code_files(arguments.rule)}
         read = provenance.check(inputs)
         run(arguments.rule, arguments.command, listed)
