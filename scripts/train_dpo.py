@@ -163,12 +163,15 @@ def final_losses(trainer) -> dict:
     }
 
 
-def check_adapter(policy, settings: dict) -> None:
+def check_adapter(weights: dict, settings: dict) -> None:
     """Raise `UserError` where training left a weight that is no number, or changed nothing at all.
 
     A fresh adapter's second factors are all zero: what it adds is zero until a step has moved one of them.
+
+    Args:
+        weights: the trained ones, by name.
+        settings: of the training.
     """
-    weights = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(
@@ -239,11 +242,11 @@ def train(arguments: argparse.Namespace, settings: dict, checkpoint: str | None)
         if cli.explain_storage(error):
             error.add_note(f"while writing {arguments.checkpoints}")
         raise
-    # TODO FSDP
+    weights = trainers.trained_weights(trainer)
     trainers.leave_others(trainer)
     if NUMBER:
         return
-    check_adapter(policy, settings)
+    check_adapter(weights, settings)
 
     # Where a training is resumed, TRL's count of tokens begins at zero again, and lines of before have sorted keys.
     lines = [
@@ -251,13 +254,14 @@ def train(arguments: argparse.Namespace, settings: dict, checkpoint: str | None)
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    lines[-1] |= final_losses(trainer)
+    if not settings["fsdp"]:  # which leaves this process a part of the weights
+        lines[-1] |= final_losses(trainer)
     if arguments.pairs_at_once:
         lines[-1]["pairs_at_once"] = arguments.pairs_at_once
     config = policy.peft_config[policy.active_adapter]
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
     with staged_folder(arguments.adapter) as folder:
-        policy.save_pretrained(folder)
+        policy.save_pretrained(folder, state_dict=weights if settings["fsdp"] else None)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink()  # PEFT's blank model card
     write_jsonl(arguments.log, lines)

@@ -48,11 +48,7 @@ def launch(count: int, fsdp: bool, options: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    gpus = torch.cuda.device_count()
-    if 0 < gpus < count:
-        raise UserError(f"training.processes is {count}, one a GPU, but GPUs are {gpus}; set it to {gpus} or fewer")
-    if fsdp and not gpus:
-        raise UserError("training.fsdp needs GPUs: accelerate divides no model on a CPU; set it to false")
+    check_gpus(torch.cuda.device_count(), count, fsdp)
     # Every option that a user's own `accelerate config` could set otherwise; `launch_command` would read that.
     launcher = launch_command_parser().parse_args(
         [
@@ -90,6 +86,14 @@ def launch(count: int, fsdp: bool, options: list[str]) -> None:
         os.kill(os.getpid(), stopped)
     if failures:
         explain(failures, told, count)
+
+
+def check_gpus(gpus: int, count: int, fsdp: bool) -> None:
+    """Raise `UserError` where a machine has too few GPUs."""
+    if 0 < gpus < count:
+        raise UserError(f"training.processes is {count}, one a GPU, but GPUs are {gpus}; set it to {gpus} or fewer")
+    if fsdp and not gpus:
+        raise UserError("training.fsdp needs GPUs: accelerate divides no model on a CPU; set it to false")
 
 
 def explain(failures: dict[int, int], told: dict[int, dict], count: int) -> None:

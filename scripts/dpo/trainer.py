@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -107,6 +108,12 @@ class SharedPromptTrainer(DPOTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Step]) -> float:
         return needed_operations(self.model.config, [pair_of(row) for row in inputs["step"].rows])
+
+
+def trained_weights(trainer: DPOTrainer) -> dict[str, torch.Tensor]:
+    """Return the trained weights by name, each as a whole; where FSDP divides them, all processes must ask."""
+    weights = {name: weight.detach() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    return {name: weight.full_tensor() if isinstance(weight, DTensor) else weight for name, weight in weights.items()}
 
 
 def leave_others(trainer: DPOTrainer) -> None:
