@@ -199,6 +199,7 @@ def make_trl_trainer(policy, tokenizer, rows: list[dict], settings: dict, checkp
         bf16=gpu and dtype == torch.bfloat16,
         fp16=gpu and dtype == torch.float16,
         fsdp=settings["fsdp"],
+        ddp_find_unused_parameters=False,
     )
     install_plain_head()
     return make(DPOTrainer, policy, tokenizer, rows, config)
