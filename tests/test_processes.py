@@ -26,7 +26,7 @@ PAIRS = 25  # steps of 8, 8, 8 and 1: the last of an epoch leaves one of two pro
 SETTINGS = yaml.safe_load((PROJECT / "config.yaml").read_text())["training"] | {
     "bf16": False,
     "max_length": 512,
-    "max_steps": 6,
+    "max_steps": 8,
     "logging_steps": 1,
     "save_steps": 2,
     "warmup_steps": 0,
@@ -166,7 +166,7 @@ def end_of(process, folder):
 
 
 def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(small_model, data, trained, tmp_path):
-    """As it does after a time limit's SIGTERM, and as one process alone would."""
+    """As it does where a time limit or the kernel ends the one that launched them, and as one process alone would."""
     command = command_of(tmp_path, small_model, data, processes=2)
     process, ids = start(command, tmp_path, 2)
     os.kill(ids[1], signal.SIGKILL)
@@ -185,9 +185,13 @@ def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(small_m
     assert status == -signal.SIGTERM
     assert "resuming after step 2" in output and "Traceback" not in output and "error:" not in output
 
+    process, _ = start(command, tmp_path, 6)
+    process.kill()
+    end_of(process, tmp_path)
+
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "resuming after step 4" in result.stdout
+    assert "resuming after step 6" in result.stdout
     assert_same(tmp_path, trained("sigmoid", 2))
     assert not (tmp_path / "checkpoints").exists()
 
