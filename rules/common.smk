@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir, "scripts")))
-from dpo import losses
+from dpo import division, losses
 from dpo.code_files import code_digest
 
 # Scripts run with the Python that runs Snakemake, also where its environment is not activated.
@@ -83,7 +83,8 @@ def check_config():
                 f"or to ship that one the same settings: {json.dumps(swept[run])}"
             )
     for run, changed in (config["runs"] | swept).items():
-        if fault := losses.fault(config["training"] | changed):
+        settings = config["training"] | changed
+        if fault := losses.fault(settings) or division.fault(settings):
             raise WorkflowError(f"config.yaml: run {run}: {fault}")
     return swept
 

@@ -30,19 +30,12 @@ from dpo.artifacts import sha256_of
 from dpo.child_process import die_with_parent, ends_with_this
 from dpo.cli import UserError
 from dpo.code_files import code_files
+from dpo.less_memory import LESS_MEMORY, NO_SETTING
 
 # With less, libraries written in C end the process while Python loads them, each in its own words or in none.
 LEAST_MEMORY = 256 << 20  # bytes of addresses
 # A lock that lives as long as the job: whoever goes on after a killed Snakemake waits for it, see rules/common.smk.
 JOBS = Path(".snakemake/jobs")
-LESS_MEMORY = {
-    "train_dpo": "lower training.per_device_train_batch_size (and raise gradient_accumulation_steps) or "
-    "data.max_length, or set training.use_gradient_checkpointing: true or load_in_4bit: true",
-    "compute_reference_logps": "lower data.max_length, or set training.load_in_4bit: true",
-    "generate_responses": "lower generation.batch_size",
-    "build_dataset": "give fewer --cores, each of which examines rows in a process of its own",
-}
-NO_SETTING = "no setting needs less; close other programs, or take a smaller model under `model:`"
 
 
 def run(rule: str, command: list[str], told: str | None) -> None:

@@ -6,8 +6,9 @@
         --adapter results/dpo/adapter --log results/dpo/training.jsonl
 
 The settings are the `training:` section of config.yaml plus `max_length`, under TRL's and PEFT's own names. The same
-code runs on a CPU and on a GPU. Interrupted, the same command goes on from its last whole checkpoint. Out of memory, it
-goes on from there with half as many pairs at once, and as many a step.
+code runs on a CPU and on a GPU, and as several processes where `processes` says so. Interrupted, the same command goes
+on from its last whole checkpoint. Out of memory, it goes on from there with half as many pairs at once, and as many a
+step.
 
 DPO: Rafailov et al. 2023, arXiv 2305.18290, equation 7. With a fresh adapter policy and reference agree, so the first
 implicit rewards are 0; anything else means that the two do not see the same model, and training stops.
@@ -26,10 +27,11 @@ import sys
 import time
 from pathlib import Path
 
-from dpo import chat, cli
+from dpo import chat, cli, division, processes
 from dpo.artifacts import read_json, read_jsonl, remove_folder, sha256_of, staged_folder, write_json, write_jsonl
 from dpo.cli import UserError
 from dpo.preferences import choose_pairs
+from dpo.processes import LAUNCHED, NUMBER
 
 FIRST_REWARD_TOLERANCE = 0.02
 CHECKED_PAIRS = 20
@@ -79,10 +81,12 @@ def watch(trainer) -> None:
                 self.show(state)
 
         def on_save(self, args, state, control, **kwargs):
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            trainer.accelerator.wait_for_everyone()  # with TRL's trainer each process writes a part
+            if not NUMBER:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if "loss" not in logs:
+            if NUMBER or "loss" not in logs:
                 return
             entry = state.log_history[-1]
             entry["seconds"] = round(self.seconds_before + time.monotonic() - self.started, 3)
@@ -159,12 +163,15 @@ def final_losses(trainer) -> dict:
     }
 
 
-def check_adapter(policy, settings: dict) -> None:
+def check_adapter(weights: dict, settings: dict) -> None:
     """Raise `UserError` where training left a weight that is no number, or changed nothing at all.
 
     A fresh adapter's second factors are all zero: what it adds is zero until a step has moved one of them.
+
+    Args:
+        weights: the trained ones, by name.
+        settings: of the training.
     """
-    weights = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(
@@ -212,11 +219,14 @@ def start_again(pairs: int) -> None:
     os.execv(sys.executable, [sys.executable, *sys.argv, "--pairs-at-once", str(fewer)])
 
 
-def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
-    """Train to the end, from the last checkpoint where there is one, and write adapter and log."""
+def train(arguments: argparse.Namespace, settings: dict, checkpoint: str | None) -> None:
+    """Train to the end, from a checkpoint where there is one, and write adapter and log.
+
+    Of several processes all train, and the first one writes.
+    """
+    from dpo import trainer as trainers
     from dpo.policy import load_policy
 
-    checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
     policy, tokenizer = load_policy(arguments.model, settings)
     reference = read_jsonl(arguments.reference) if arguments.reference else []
     trainer = make_trainer(policy, tokenizer, read_jsonl(arguments.train), reference, settings, arguments.checkpoints)
@@ -232,7 +242,11 @@ def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
         if cli.explain_storage(error):
             error.add_note(f"while writing {arguments.checkpoints}")
         raise
-    check_adapter(policy, settings)
+    weights = trainers.trained_weights(trainer)
+    trainers.leave_others(trainer)
+    if NUMBER:
+        return
+    check_adapter(weights, settings)
 
     # Where a training is resumed, TRL's count of tokens begins at zero again, and lines of before have sorted keys.
     lines = [
@@ -240,13 +254,14 @@ def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    lines[-1] |= final_losses(trainer)
+    if not settings["fsdp"]:  # which leaves this process a part of the weights
+        lines[-1] |= final_losses(trainer)
     if arguments.pairs_at_once:
         lines[-1]["pairs_at_once"] = arguments.pairs_at_once
     config = policy.peft_config[policy.active_adapter]
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
     with staged_folder(arguments.adapter) as folder:
-        policy.save_pretrained(folder)
+        policy.save_pretrained(folder, state_dict=weights if settings["fsdp"] else None)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink()  # PEFT's blank model card
     write_jsonl(arguments.log, lines)
@@ -262,30 +277,58 @@ def main() -> None:
     parser.add_argument(
         "--pairs-at-once", type=int, help="fewer than the settings say; a step has as many all the same"
     )
+    parser.add_argument(
+        "--resume-from", help="checkpoint that several processes go on from; they are told by the one that starts them"
+    )
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints, removed when done")
     parser.add_argument("--adapter", type=Path, required=True, help="folder to write: LoRA adapter and tokenizer")
     parser.add_argument("--log", type=Path, required=True, help="JSON Lines file to write: one line a logged step")
     arguments = parser.parse_args()
 
+    if LAUNCHED:
+        processes.run(lambda: train_together(arguments))
+        return
     from dpo.policy import products_dtype, settle_trainer
 
+    processes.stand_alone()
     settings, reason = settle_trainer(arguments.model, arguments.settings)
     if reason:
-        print(f"trainer: trl instead of shared_prompt, since {reason}")
+        print(f"trainer: trl instead of shared_prompt, since {reason}", flush=True)
+    if fault := division.fault(settings):
+        raise UserError(fault)
     weights = {file.name: sha256_of(file) for file in sorted(arguments.model.glob("*.safetensors"))}
     stamp = {
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "processes"},  # they change rounding alone
         "products": str(products_dtype(settings)),
         "train": sha256_of(arguments.train),
         "weights": weights,
     }
     pairs = arguments.pairs_at_once or settings["per_device_train_batch_size"]
+    checkpoint = claim_checkpoints(arguments.checkpoints, stamp)
     try:
-        train(arguments, with_pairs_at_once(settings, pairs), stamp)
+        if settings["processes"] > 1:
+            options = ["--resume-from", checkpoint] if checkpoint else []
+            processes.launch(settings["processes"], settings["fsdp"], options)
+        else:
+            train(arguments, with_pairs_at_once(settings, pairs), checkpoint)
     except (MemoryError, RuntimeError) as error:
         if pairs == 1 or not cli.is_out_of_memory(error):
             raise
         start_again(pairs)
+
+
+def train_together(arguments: argparse.Namespace) -> None:
+    """Train as one of several processes."""
+    processes.be_quiet()
+    from dpo.policy import settle_trainer
+
+    settings, _ = settle_trainer(arguments.model, arguments.settings)
+    if settings["trainer"] == "shared_prompt":
+        processes.stand_alone()
+    else:
+        processes.stand_together()
+    pairs = arguments.pairs_at_once or settings["per_device_train_batch_size"]
+    train(arguments, with_pairs_at_once(settings, pairs), arguments.resume_from)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,15 @@ CONFIG_MISTAKES = {
         {"training": {"loss_type": "exo_pair"}},
         "run dpo: loss_type exo_pair needs a label_smoothing",
     ),
+    "processes that Unsloth cannot share": (
+        {"training": {"trainer": "unsloth", "processes": 2}},
+        "run dpo: processes 2 is not for trainer unsloth",
+    ),
+    "no process": ({"training": {"processes": 0}}, "training.processes: 0 is less than the minimum of 1"),
+    "a model divided that is read as a whole": (
+        {"training": {"processes": 2, "fsdp": True}},
+        "run dpo: fsdp is for trainer trl alone: shared_prompt reads whole weights",
+    ),
     "unknown preset": ({"model": {"preset": "smollm3"}}, "model.preset: 'smollm3' is not one of ['smollm2-135m',"),
     "repo without revision": ({"model": {"repo": "a/b"}}, "model: 'revision' is a dependency of 'repo'"),
     "no model": ({"model": {}}, "model: {} should be non-empty"),
