@@ -10,6 +10,7 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/storage.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"

@@ -176,7 +176,7 @@ def read_stages(benchmarks: list[Path]) -> list[dict]:
         row = next(csv.DictReader(file.read_text().splitlines(), delimiter="\t"))
         # A stage too short to be sampled has "NA".
         peak = float(row["max_rss"]) if row["max_rss"].replace(".", "").isdigit() else None
-        _, rule, *subject = file.with_suffix("").parts
+        _, rule, *subject = file.with_suffix("").parts[file.parts.index("benchmarks") :]
         stages.append({"rule": rule, "of": ".".join(subject), "seconds": float(row["s"]), "peak_memory_mb": peak})
     return stages
 
@@ -195,9 +195,11 @@ def describe_machine() -> str:
 
 def describe_origin(results: Path, runs: list[str], config: dict) -> dict:
     """Return what the results were made with and from, and the SHA-256 of each artefact."""
-    patterns = ["data/*.jsonl", "base/model/*.safetensors", "base/gguf/*.gguf"]
+    patterns = [f"data/{name}.jsonl" for name in ("heldout", "rejected", "train")] + ["base/model/*.safetensors"]
     for run in runs:
-        patterns += [f"{run}/adapter/*.safetensors", f"{run}/merged/*.safetensors", f"{run}/gguf/*.gguf"]
+        patterns += [f"{run}/adapter/*.safetensors", f"{run}/merged/*.safetensors"]
+    for variant in ["base", *runs]:
+        patterns += [f"{variant}/gguf/model-{name}.gguf" for name in ["f16", *config["export"]["types"]]]
     files = [file for pattern in patterns for file in sorted(results.glob(pattern))]
     return {
         "config": config,

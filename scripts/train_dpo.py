@@ -34,6 +34,8 @@ from dpo.preferences import choose_pairs
 FIRST_REWARD_TOLERANCE = 0.02
 CHECKED_PAIRS = 20
 SECONDS_BETWEEN_LINES = 10
+# What an adapter says that it belongs to, also where it was trained on a local copy of a bucket's.
+MODEL = "results/base/model"
 SEAL = "sha256.json"  # in a checkpoint, written last
 
 
@@ -245,6 +247,8 @@ def train(arguments: argparse.Namespace, settings: dict, stamp: dict) -> None:
         lines[-1]["pairs_at_once"] = arguments.pairs_at_once
     config = policy.peft_config[policy.active_adapter]
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
+    if str(arguments.model).endswith(MODEL):
+        config.base_model_name_or_path = MODEL
     with staged_folder(arguments.adapter) as folder:
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
