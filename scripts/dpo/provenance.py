@@ -28,6 +28,8 @@ NAME = "urn:dpo-unsloth-gguf"
 # What a workflow's own files are called; what a job reads from here must have been written by another job.
 RESULTS, MANIFESTS = Path("results"), Path("results/manifests")
 HERE = Path(".")
+# No job wrote what is called so, but Snakemake itself: how long each job took.
+BENCHMARKS = Path("benchmarks")
 # Snakemake marks with it when a folder was made.
 NO_ARTEFACT = ".snakemake_timestamp"
 PACKAGES = (
@@ -38,7 +40,8 @@ PACKAGES = (
 
 def root_of(manifest: Path) -> Path:
     """Return the folder in which the `results/` of a manifest lies: this one, or that of a bucket's local copies."""
-    return next(folder for folder in manifest.parents if folder.parts[-2:] == MANIFESTS.parts).parent.parent
+    found = (folder for folder in manifest.parents if folder.parts[-2:] == MANIFESTS.parts)
+    return next(found, MANIFESTS).parent.parent
 
 
 def name_of(path: Path, root: Path) -> Path:
@@ -188,9 +191,11 @@ def read_manifest(path: Path) -> dict:
 def made_from_here(path: Path, config: dict) -> bool:
     """Tell whether a statement on all results was made with a config, and from files that lie here as they were."""
     asked = read_manifest(path)["predicate"]["buildDefinition"]
+    read = {Path(name): digest for name, digest in digests_in(asked["resolvedDependencies"]).items()}
     return asked["externalParameters"]["config"] == config and all(
-        Path(name).is_file() and sha256_of(Path(name)) == digest
-        for name, digest in digests_in(asked["resolvedDependencies"]).items()
+        name.is_file() and sha256_of(name) == digest
+        for name, digest in read.items()
+        if not name.is_relative_to(BENCHMARKS)
     )
 
 
