@@ -1,7 +1,10 @@
 # What differs where results are in a bucket (--default-storage-provider); no rules here, and docs/storage.md says more.
 
 from dpo import provenance
+from snakemake.io import sourcecache_entry
 
+IN_BUCKET = workflow.storage_settings.default_storage_provider is not None
+# Only the Snakemake that plans asks it; those that run its jobs elsewhere do what they are told.
 BUCKET = workflow.storage_registry.default_storage_provider if workflow.is_main_process else None
 
 
@@ -38,7 +41,12 @@ onstart:
 
 
 def own_file(path):
-    """A file of the checkout or of the user. It is no result and in no bucket: jobs elsewhere get it with the code."""
+    """A file of the checkout. It is no result and in no bucket: a job on another machine gets it with the code."""
+    return sourcecache_entry(ancient(path) if MADE_FROM_HERE else path, path) if IN_BUCKET else path
+
+
+def large_file(path):
+    """A file or folder of the user that is too large to go with the code: a job that reads it runs on this machine."""
     return local(ancient(path) if MADE_FROM_HERE else path)
 
 
@@ -55,4 +63,4 @@ def sources_at(name, places):
 
 def judge_file(judge):
     """The file of a judge that is one."""
-    return own_file(JUDGES[judge]["gguf"]) if "gguf" in JUDGES[judge] else []
+    return large_file(JUDGES[judge]["gguf"]) if "gguf" in JUDGES[judge] else []
