@@ -12,6 +12,7 @@ configfile: "config.yaml"
 include: "rules/common.smk"
 include: "rules/recovery.smk"
 include: "rules/resources.smk"
+include: "rules/storage.smk"
 include: "rules/model.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
@@ -27,3 +28,9 @@ rule all:
         EVERYTHING,
         "results/provenance.json",
         "results/sbom.cdx.json",
+
+
+onstart:
+    if workflow.is_main_process:
+        adopt_results()
+        withdraw_provenance()

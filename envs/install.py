@@ -25,7 +25,7 @@ CHECKSUM = ENVS / "llama-cpp-python.sha256"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 COMPILERS = ("c++", "g++", "clang++")
-CPU_GB, GPU_GB = 3.5, 12  # installed on Linux: 2.3 GB with torch's CPU build, and the files of the llama.cpp build
+CPU_GB, GPU_GB = 3.5, 12  # installed on Linux: 2.5 GB with torch's CPU build, and the files of the llama.cpp build
 # Only libllama is used. Without the rest of llama.cpp the build takes two thirds of the time.
 CMAKE_ARGS = " ".join("-D{}=OFF".format(part) for part in ("LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_EXAMPLES"))
 CMAKE_ARGS += " -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF"

@@ -29,7 +29,9 @@ rule fetch_dataset:
 rule build_dataset:
     input:
         lambda wildcards: manifests("fetch_model/base", *made_before(wildcards.set)),
-        sources=lambda wildcards: [source.get("folder") or source["path"] for source in sources_of(wildcards.set)],
+        sources=lambda wildcards: [
+            source.get("folder") or own_file(source["path"]) for source in sources_of(wildcards.set)
+        ],
         trained=lambda wildcards: "results/data/train.jsonl" if wildcards.set == "heldout" else [],
         trained_prompts=lambda wildcards: "results/data/train.prompts.npy" if wildcards.set == "heldout" else [],
         model="results/base/model",
@@ -52,7 +54,7 @@ rule build_dataset:
     params:
         code=code_digest("build_dataset"),
         trained=lambda wildcards, input: f"--trained {input.trained}" if input.trained else "",
-        settings=lambda wildcards: as_setting(
+        settings=lambda wildcards, input: as_setting(
             {
                 key: DATA[key]
                 for key in (
@@ -63,7 +65,7 @@ rule build_dataset:
                     "max_prompt_length",
                 )
             }
-            | {"sources": sources_of(wildcards.set)}
+            | {"sources": sources_at(wildcards.set, input.sources)}
             | ({"split": {"share": DATA["heldout"], "seed": DATA["seed"], "side": wildcards.set}} if SPLIT else {})
         ),
     shell:
@@ -80,7 +82,7 @@ rule audit_dataset:
     input:
         manifests("fetch_model/base", *(f"build_dataset/{name}" for name in SETS)),
         expand("results/data/{set}.{what}", set=SETS, what=["jsonl", "rejected.jsonl", "prompts.npy", "audit.json"]),
-        **{name: DATA[name] for name in TEST_SETS},
+        **TEST_FILES,
         model="results/base/model",
     output:
         audit="results/data/audit.json",
@@ -98,6 +100,7 @@ rule audit_dataset:
         **resources_of("audit_dataset"),
     params:
         code=code_digest("audit_dataset"),
+        data=lambda wildcards, output: os.path.dirname(output.audit),
         settings=as_setting(
             {key: DATA[key] for key in ("max_prompt_length", "near_duplicate", "max_length_auc", "tolerance")}
         ),
@@ -105,7 +108,7 @@ rule audit_dataset:
         """
         exec &> >(tee {log:q})
         exec python scripts/run_stage.py --rule audit_dataset --inputs {input:q} --outputs {output:q} -- \
-            python scripts/audit_dataset.py --data results/data --prompts {input.prompts:q} \
+            python scripts/audit_dataset.py --data {params.data:q} --prompts {input.prompts:q} \
             --instructions {input.instructions:q} --adversarial {input.adversarial:q} --model {input.model:q} \
             --settings {params.settings:q} --audit {output.audit:q} --rejected {output.rejected:q}
         """

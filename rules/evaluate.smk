@@ -2,7 +2,7 @@ rule generate_responses:
     input:
         manifests("fetch_model/base"),
         lambda wildcards: manifests(base_or("train_dpo", wildcards.variant)),
-        **{name: DATA[name] for name in TEST_SETS},
+        **TEST_FILES,
         model="results/base/model",
         adapter=adapter_of,
     output:
@@ -34,7 +34,7 @@ rule generate_responses:
 rule score_responses:
     input:
         manifests("generate_responses/{variant}"),
-        **{name: DATA[name] for name in TEST_SETS},
+        **TEST_FILES,
         generations="results/{variant}/generations.jsonl",
     output:
         scores="results/{variant}/scores.json",
@@ -71,7 +71,7 @@ rule score_preferences:
         reference=lambda wildcards: [] if wildcards.variant == "base" else "results/base/preferences.json",
         train="results/data/train.jsonl",
         heldout="results/data/heldout.jsonl",
-        neutral=DATA["neutral"],
+        neutral=own_file(DATA["neutral"]),
     output:
         preferences="results/{variant}/preferences.json",
         manifest="results/manifests/score_preferences/{variant}.json",
@@ -104,7 +104,7 @@ rule score_preferences:
 rule check_judge:
     input:
         manifests("build_dataset/heldout"),
-        lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
+        lambda wildcards: judge_file(wildcards.judge),
         pairs="results/data/heldout.jsonl",
     output:
         check="results/judges/{judge}.json",
@@ -135,9 +135,9 @@ rule check_judge:
 rule judge_responses:
     input:
         manifests("check_judge/{judge}", "generate_responses/base", "generate_responses/{run}"),
-        lambda wildcards: JUDGES[wildcards.judge].get("gguf", []),
+        lambda wildcards: judge_file(wildcards.judge),
         check="results/judges/{judge}.json",
-        prompts=DATA["prompts"],
+        prompts=TEST_FILES["prompts"],
         base="results/base/generations.jsonl",
         run="results/{run}/generations.jsonl",
     output:

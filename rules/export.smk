@@ -30,7 +30,7 @@ rule merge_adapter:
 rule convert_to_gguf:
     input:
         lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
-        "envs/llama-cpp-python.sha256",
+        own_file("envs/llama-cpp-python.sha256"),
         model=model_of,
     output:
         gguf="results/{variant}/gguf/model-f16.gguf",
@@ -59,7 +59,7 @@ rule compute_imatrix:
     input:
         manifests("convert_to_gguf/{variant}", "build_dataset/train"),
         lambda wildcards: manifests(base_or("merge_adapter", wildcards.variant)),
-        "envs/llama-cpp-python.sha256",
+        own_file("envs/llama-cpp-python.sha256"),
         gguf="results/{variant}/gguf/model-f16.gguf",
         model=model_of,
         train="results/data/train.jsonl",
@@ -126,7 +126,7 @@ rule smoke_test_gguf:
         gguf=f"results/{{run}}/gguf/model-{SHIPPED}.gguf",
         f16="results/{run}/gguf/model-f16.gguf",
         merged="results/{run}/merged",
-        prompts=DATA["prompts"],
+        prompts=TEST_FILES["prompts"],
     output:
         modelfile="results/{run}/gguf/Modelfile",
         report="results/{run}/smoke_test.json",

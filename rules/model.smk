@@ -1,7 +1,7 @@
 rule fetch_model:
     input:
-        "envs/llama-cpp-python.sha256",
-        local=config["model"].get("path", []),
+        own_file("envs/llama-cpp-python.sha256"),
+        local=large_file(config["model"]["path"]) if "path" in config["model"] else [],
     output:
         model=directory("results/base/model"),
         source="results/base/manifest.json",

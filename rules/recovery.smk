@@ -90,8 +90,12 @@ def wait_for_cluster():
 
 def is_what_is_asked_for(job):
     """Whether a job's manifest says that it was made by the very command that would be run now, with this code."""
-    asked = provenance.read_manifest(Path(job.output.manifest))["predicate"]["buildDefinition"]
+    manifest = Path(job.output.manifest)
+    root = provenance.root_of(manifest)
+    asked = provenance.read_manifest(manifest)["predicate"]["buildDefinition"]
     words = shlex.split(job.shellcmd.replace("\\\n", " "))
+    if root.parts:
+        words = [word.replace(f"{root}/", "") for word in words]
     command = asked["externalParameters"]["command"]
     made_from = provenance.digests_in(asked["resolvedDependencies"])
     code = {os.path.relpath(file): provenance.sha256_of(file) for file in code_files(job.rule.name)}
@@ -119,8 +123,3 @@ def adopt_results():
 # Jobs on a cluster run a Snakemake of their own, which neither begins nor goes on.
 if workflow.is_main_process:
     FOLDER_HELD = hold_folder()
-
-
-onstart:
-    if workflow.is_main_process:
-        adopt_results()

@@ -79,7 +79,7 @@ rule summarize:
     input:
         manifests(*JOBS, *expand("summarize_run/{run}", run=SWEPT)),
         RESULTS,
-        **{name: DATA[name] for name in TEST_SETS},
+        **TEST_FILES,
         swept=SWEPT_SUMMARIES,
         benchmarks=expand("benchmarks/{job}.tsv", job=JOBS),
     output:
@@ -93,13 +93,14 @@ rule summarize:
         **resources_of("summarize"),
     params:
         code=code_digest("summarize"),
+        results=lambda wildcards, output: os.path.dirname(output.summary),
         swept=lambda wildcards, input: f"--swept {input.swept}" if input.swept else "",
         config=as_setting(config),
     shell:
         """
         exec &> >(tee {log:q})
         exec python scripts/run_stage.py --rule summarize --inputs {input:q} --outputs {output:q} -- \
-            python scripts/summarize.py --results results --benchmarks {input.benchmarks:q} \
+            python scripts/summarize.py --results {params.results:q} --benchmarks {input.benchmarks:q} \
             --prompts {input.prompts:q} --instructions {input.instructions:q} --adversarial {input.adversarial:q} \
             {params.swept} --config {params.config:q} --summary {output.summary:q}
         """
@@ -108,8 +109,8 @@ rule summarize:
 rule render_report:
     input:
         manifests("summarize/all"),
-        "report/sweep.html",
-        template="report/template.html",
+        own_file("report/sweep.html"),
+        template=own_file("report/template.html"),
         summary="results/summary.json",
     output:
         report=report("results/report.html", caption="../report/report.rst", category="Results"),
@@ -133,7 +134,7 @@ rule render_report:
 rule render_model_card:
     input:
         manifests("summarize/all"),
-        template="report/model_card.md",
+        template=own_file("report/model_card.md"),
         summary="results/summary.json",
     output:
         card="results/{run}/README.md",

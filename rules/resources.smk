@@ -82,6 +82,6 @@ def resources_of(rule):
     def gpu(wildcards):
         if rule not in ON_GPU or not config["resources"]["gpu"]:
             return 0
-        return run_settings(wildcards.run).get("processes", 1) if rule == "train_dpo" else 1
+        return run_settings(wildcards.run)["processes"] if rule == "train_dpo" else 1
 
     return {"mem_mb": mem_mb, "runtime": runtime, "gpu": gpu}

@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--provenance", type=Path, required=True, help="in-toto statement to write")
     parser.add_argument("--components", type=Path, required=True, help="CycloneDX bill of materials to write")
     arguments = parser.parse_args()
-    manifests = [path for path in map(Path, sys.stdin.read().splitlines()) if path.is_relative_to(provenance.MANIFESTS)]
+    root = arguments.provenance.parent.parent
+    paths = {path: provenance.name_of(path, root) for path in map(Path, sys.stdin.read().splitlines())}
+    manifests = {path: name for path, name in paths.items() if name.is_relative_to(provenance.MANIFESTS)}
 
     list_components(arguments.components)
     written, read = {}, {}
@@ -54,10 +56,10 @@ def main() -> None:
         read |= provenance.digests_in(statement["predicate"]["buildDefinition"]["resolvedDependencies"])
     sources = {name: digest for name, digest in read.items() if name not in written}
     statement = provenance.make_statement(
-        written | {str(arguments.components): sha256_of(arguments.components)},
+        written | provenance.digests_of(arguments.components, root),
         {"config": arguments.config},
         [*provenance.git_dependency(), *provenance.as_subjects(sources)],
-        byproducts=provenance.as_subjects({str(path): sha256_of(path) for path in manifests}),
+        byproducts=provenance.as_subjects({str(name): sha256_of(path) for path, name in manifests.items()}),
     )
     provenance.write_manifest(arguments.provenance, statement)
     print(f"{len(written)} files made from {len(sources)} by {len(manifests)} jobs, all as they were written")

@@ -100,12 +100,14 @@ def main() -> None:
         if jobs:
             with suppress(OSError):  # some file systems of clusters have no locks
                 fcntl.flock(jobs, fcntl.LOCK_SH)
+        root = provenance.root_of(manifest)
         code = {os.path.relpath(file): sha256_of(file) for file in code_files(arguments.rule)}
-        read = provenance.check(inputs)
+        read = provenance.check(inputs, root)
         run(arguments.rule, arguments.command, listed)
-        written = {name: digest for path in outputs for name, digest in provenance.digests_of(path).items()}
+        written = {name: digest for path in outputs for name, digest in provenance.digests_of(path, root).items()}
         dependencies = [*provenance.git_dependency(), *provenance.as_subjects(code | read)]
-        asked = {"rule": arguments.rule, "command": arguments.command}
+        command = [word.replace(f"{root}/", "") for word in arguments.command] if root.parts else arguments.command
+        asked = {"rule": arguments.rule, "command": command}
         provenance.write_manifest(manifest, provenance.make_statement(written, asked, dependencies))
 
 

@@ -169,14 +169,14 @@ def side_by_side(name: str, rows: list[dict], generations: dict, scores: dict, j
     return shown
 
 
-def read_stages(benchmarks: list[Path]) -> list[dict]:
+def read_stages(benchmarks: list[Path], root: Path) -> list[dict]:
     """Return wall time and peak memory of each stage, from Snakemake's files `benchmarks/<rule>/<subject>.tsv`."""
     stages = []
     for file in benchmarks:
         row = next(csv.DictReader(file.read_text().splitlines(), delimiter="\t"))
         # A stage too short to be sampled has "NA".
         peak = float(row["max_rss"]) if row["max_rss"].replace(".", "").isdigit() else None
-        _, rule, *subject = file.with_suffix("").parts
+        _, rule, *subject = provenance.name_of(file, root).with_suffix("").parts
         stages.append({"rule": rule, "of": ".".join(subject), "seconds": float(row["s"]), "peak_memory_mb": peak})
     return stages
 
@@ -195,9 +195,11 @@ def describe_machine() -> str:
 
 def describe_origin(results: Path, runs: list[str], config: dict) -> dict:
     """Return what the results were made with and from, and the SHA-256 of each artefact."""
-    patterns = ["data/*.jsonl", "base/model/*.safetensors", "base/gguf/*.gguf"]
+    patterns = [f"data/{name}.jsonl" for name in ("heldout", "rejected", "train")] + ["base/model/*.safetensors"]
     for run in runs:
-        patterns += [f"{run}/adapter/*.safetensors", f"{run}/merged/*.safetensors", f"{run}/gguf/*.gguf"]
+        patterns += [f"{run}/adapter/*.safetensors", f"{run}/merged/*.safetensors"]
+    for variant in ["base", *runs]:
+        patterns += [f"{variant}/gguf/model-{name}.gguf" for name in ["f16", *config["export"]["types"]]]
     files = [file for pattern in patterns for file in sorted(results.glob(pattern))]
     return {
         "config": config,
@@ -278,7 +280,7 @@ def main() -> None:
     if arguments.swept:
         swept = {file.parent.name: read_json(file) for file in arguments.swept}
         summary["sweep"] = sweep.compare(swept, list(arguments.config["sweep"]))
-    summary["stages"] = read_stages(arguments.benchmarks)
+    summary["stages"] = read_stages(arguments.benchmarks, results.parent)
     summary["provenance"] = describe_origin(results, runs, arguments.config)
     write_json(arguments.summary, summary)
     for sentence in summary["sweep"]["advice"].values() if arguments.swept else []:

@@ -36,6 +36,8 @@ from dpo.processes import LAUNCHED, NUMBER
 FIRST_REWARD_TOLERANCE = 0.02
 CHECKED_PAIRS = 20
 SECONDS_BETWEEN_LINES = 10
+# What an adapter says that it belongs to, also where it was trained on a local copy of a bucket's.
+MODEL = "results/base/model"
 SEAL = "sha256.json"  # in a checkpoint, written last
 
 
@@ -260,6 +262,8 @@ def train(arguments: argparse.Namespace, settings: dict, checkpoint: str | None)
         lines[-1]["pairs_at_once"] = arguments.pairs_at_once
     config = policy.peft_config[policy.active_adapter]
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
+    if str(arguments.model).endswith(MODEL):
+        config.base_model_name_or_path = MODEL
     with staged_folder(arguments.adapter) as folder:
         policy.save_pretrained(folder, state_dict=weights if settings["fsdp"] else None)
         tokenizer.save_pretrained(folder)

@@ -9,7 +9,8 @@ version 1. Its subjects are the SHA-256s of all files that the job wrote; its de
     predicate      buildDefinition: buildType, externalParameters (what was asked for), resolvedDependencies
                    runDetails: builder (id, versions), metadata (invocationId: SHA-256 of all the rest)
 
-A manifest has no time in it: the same job makes the same manifest.
+A manifest has no time in it: the same job makes the same manifest. Where results are in a bucket, jobs work on local
+copies; an artefact is called by its place in `results/` all the same, wherever the `results/` lies that it is in.
 """
 
 import hashlib
@@ -24,8 +25,11 @@ from dpo.cli import UserError
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 NAME = "urn:dpo-unsloth-gguf"
-# Where a workflow's own files lie; what a job reads from here must have been written by another job.
+# What a workflow's own files are called; what a job reads from here must have been written by another job.
 RESULTS, MANIFESTS = Path("results"), Path("results/manifests")
+HERE = Path(".")
+# No job wrote what is called so, but Snakemake itself: how long each job took.
+BENCHMARKS = Path("benchmarks")
 # Snakemake marks with it when a folder was made.
 NO_ARTEFACT = ".snakemake_timestamp"
 PACKAGES = (
@@ -34,59 +38,74 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def digests_of(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of a file, or of every file in a folder, by path."""
+def root_of(manifest: Path) -> Path:
+    """Return the folder in which the `results/` of a manifest lies: this one, or that of a bucket's local copies."""
+    found = (folder for folder in manifest.parents if folder.parts[-2:] == MANIFESTS.parts)
+    return next(found, MANIFESTS).parent.parent
+
+
+def name_of(path: Path, root: Path) -> Path:
+    """Return what a path is called, wherever local copies lie."""
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def digests_of(path: Path, root: Path = HERE) -> dict[str, str]:
+    """Return the SHA-256 of a file, or of every file in a folder, by name."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {str(file): sha256_of(file) for file in files if file.name != NO_ARTEFACT}
+    return {str(name_of(file, root)): sha256_of(file) for file in files if file.name != NO_ARTEFACT}
 
 
-def is_made(path: Path) -> bool:
-    """Tell whether a path is an artefact: a job wrote it, and a manifest says so."""
-    return path.is_relative_to(RESULTS) and not path.is_relative_to(MANIFESTS)
+def is_made(name: Path) -> bool:
+    """Tell whether a name is an artefact's: a job wrote it, and a manifest says so."""
+    return name.is_relative_to(RESULTS) and not name.is_relative_to(MANIFESTS)
 
 
-def check(inputs: list[Path]) -> dict[str, str]:
+def check(inputs: list[Path], root: Path = HERE) -> dict[str, str]:
     """Compare what a job is about to read with what the jobs wrote that made it.
 
     Args:
         inputs: paths of all that it reads, the manifests of all artefacts among them.
+        root: folder in which the `results/` lies that they are in.
 
     Returns:
-        the SHA-256 of each file by path, manifests left out.
+        the SHA-256 of each file by name, manifests left out.
 
     Raises:
         UserError: an artefact is not what its job wrote, or a manifest is none.
     """
     written, makers = {}, {}
     for path in inputs:
-        if path.is_relative_to(MANIFESTS):
+        if name_of(path, root).is_relative_to(MANIFESTS):
             statement = read_manifest(path)
             names = digests_in(statement["subject"])
             written |= names
             makers |= dict.fromkeys(names, statement["predicate"]["buildDefinition"]["externalParameters"]["rule"])
     found = {}
     for path in inputs:
-        if path.is_relative_to(MANIFESTS):
+        artefact = name_of(path, root)
+        if artefact.is_relative_to(MANIFESTS):
             continue
         if not path.exists():
-            raise UserError(f"{path} does not exist{'; run again, which makes it anew' if is_made(path) else ''}")
-        digests = digests_of(path)
-        if is_made(path):
-            check_artefact(
-                path, digests, {name: digest for name, digest in written.items() if within(name, path)}, makers
-            )
+            raise UserError(f"{path} does not exist{'; run again, which makes it anew' if is_made(artefact) else ''}")
+        digests = digests_of(path, root)
+        if is_made(artefact):
+            ours = {name: digest for name, digest in written.items() if within(name, artefact)}
+            check_artefact(artefact, digests, ours, makers, root)
         found |= digests
     return found
 
 
-def within(name: str, path: Path) -> bool:
+def within(name: str, artefact: Path) -> bool:
     """Tell whether a file is an artefact, or lies in it."""
-    return Path(name).is_relative_to(path)
+    return Path(name).is_relative_to(artefact)
 
 
-def check_artefact(path: Path, found: dict[str, str], written: dict[str, str], makers: dict[str, str]) -> None:
+def check_artefact(
+    path: Path, found: dict[str, str], written: dict[str, str], makers: dict[str, str], root: Path
+) -> None:
     """Raise `UserError` unless an artefact's files are those that were written, and no others."""
-    anew = f"delete {path} and run again, which makes it anew"
+    where = "" if root == HERE else f" in the bucket, and its copy in {root},"
+    anew = f"delete {path}{where} and run again, which makes it anew"
     if not written:
         raise UserError(f"no manifest says what wrote {path}; {anew}")
     for name in sorted(found.keys() | written.keys()):
@@ -167,6 +186,17 @@ def read_manifest(path: Path) -> dict:
     if not sound:
         raise UserError(f"{path} is damaged: it is not the manifest that was written; delete it and run again")
     return statement
+
+
+def made_from_here(path: Path, config: dict) -> bool:
+    """Tell whether a statement on all results was made with a config, and from files that lie here as they were."""
+    asked = read_manifest(path)["predicate"]["buildDefinition"]
+    read = {Path(name): digest for name, digest in digests_in(asked["resolvedDependencies"]).items()}
+    return asked["externalParameters"]["config"] == config and all(
+        name.is_file() and sha256_of(name) == digest
+        for name, digest in read.items()
+        if not name.is_relative_to(BENCHMARKS)
+    )
 
 
 def versions() -> dict[str, str]:
