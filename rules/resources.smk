@@ -1,28 +1,28 @@
 # What each rule's job asks for where a cluster shares out cores, memory, time and GPUs; no rules here.
 
-# Measured with the default config on two cores, see docs/scaling.md: seconds, and the peak of memory in MB. What holds a
-# model takes as much more of both as the model's weights are larger than SmolLM2-135M's.
+# Measured with the default config on one core, but for estimates of what needs a hub or a judge that is a model: seconds, and
+# the peak of memory in MB. What holds a model takes as much more of both as its weights are larger than SmolLM2-135M's.
 MEASURED = {
-    "fetch_dataset": (60, 1000),
-    "fetch_model": (20, 2000),
-    "build_dataset": (20, 600),
-    "audit_dataset": (10, 300),
-    "compute_reference_logps": (60, 3000),
-    "train_dpo": (300, 3200),
-    "generate_responses": (90, 2000),
-    "score_responses": (10, 300),
-    "score_preferences": (90, 2000),
-    "check_judge": (60, 1000),
-    "judge_responses": (60, 1000),
-    "merge_adapter": (20, 2000),
-    "convert_to_gguf": (20, 1000),
+    "fetch_dataset": (60, 1000),  # estimate
+    "fetch_model": (43, 600),
+    "build_dataset": (9, 600),
+    "audit_dataset": (21, 450),
+    "compute_reference_logps": (25, 1300),
+    "train_dpo": (590, 3150),
+    "generate_responses": (87, 2000),
+    "score_responses": (3, 160),
+    "score_preferences": (88, 2450),
+    "check_judge": (600, 2000),  # estimate
+    "judge_responses": (600, 2000),  # estimate
+    "merge_adapter": (11, 1400),
+    "convert_to_gguf": (21, 600),
     "compute_imatrix": (60, 1000),
-    "quantize_gguf": (10, 1000),
-    "smoke_test_gguf": (30, 1000),
-    "score_gguf": (60, 1500),
-    "measure_fidelity": (120, 3000),
-    "check_fidelity": (5, 100),
-    "summarize_run": (5, 300),
+    "quantize_gguf": (4, 300),
+    "smoke_test_gguf": (60, 1000),
+    "score_gguf": (88, 2200),
+    "measure_fidelity": (240, 3000),
+    "check_fidelity": (2, 130),
+    "summarize_run": (3, 130),
     "summarize": (10, 300),
     "render_report": (10, 300),
     "render_model_card": (5, 200),
@@ -55,33 +55,33 @@ def all_cores(wildcards):
     return config["resources"]["threads"]
 
 
-def work_of(rule, wildcards):
+def work_of(name, wildcards):
     """How many times as much there is to do as was measured, besides the model's size."""
-    if rule == "train_dpo":
+    if name == "train_dpo":
         settings = run_settings(wildcards.run)
         pairs = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         return settings["max_steps"] * pairs / MEASURED_PAIRS
-    if rule in ("summarize", "record_provenance"):
+    if name in ("summarize", "record_provenance"):
         return len(TRAINED)
     return 1
 
 
-def resources_of(rule):
+def resources_of(name):
     """Memory (MB) and time (minutes) of a rule's job, with margins and more at each further attempt, and its GPUs."""
-    seconds, megabytes = MEASURED[rule]
-    size = 1 if rule in WITHOUT_MODEL else MODEL_SIZE
+    seconds, megabytes = MEASURED[name]
+    size = 1 if name in WITHOUT_MODEL else MODEL_SIZE
     needed = megabytes + max(0, megabytes - MB_WITHOUT_MODEL) * (size - 1)
 
     def mem_mb(wildcards, attempt):
         return math.ceil(MEMORY_MARGIN * needed * attempt)
 
     def runtime(wildcards, attempt):
-        minutes = TIME_MARGIN * seconds * size * max(1, work_of(rule, wildcards)) / 60
+        minutes = TIME_MARGIN * seconds * size * max(1, work_of(name, wildcards)) / 60
         return math.ceil(max(LEAST_MINUTES, minutes) * attempt)
 
     def gpu(wildcards):
-        if rule not in ON_GPU or not config["resources"]["gpu"]:
+        if name not in ON_GPU or not config["resources"]["gpu"]:
             return 0
-        return run_settings(wildcards.run)["processes"] if rule == "train_dpo" else 1
+        return run_settings(wildcards.run)["processes"] if name == "train_dpo" else 1
 
     return {"mem_mb": mem_mb, "runtime": runtime, "gpu": gpu}
