@@ -25,7 +25,7 @@ def project(fetched, tmp_path):
 
 
 CONFIG_MISTAKES = {
-    "unknown key": ({"training": {"betta": 0.1}}, "training: unknown key betta; allowed are trainer, bf16, r"),
+    "unknown key": ({"training": {"betta": 0.1}}, "training: unknown key betta; allowed are trainer, bf16, processes"),
     "number read as text": ({"training": {"learning_rate": "5e-5"}}, "training.learning_rate: '5e-5' is text"),
     "beta 0": ({"training": {"beta": 0}}, "training.beta: 0 is less than or equal to the minimum of 0"),
     "learning rate 0": ({"training": {"learning_rate": 0}}, "training.learning_rate: 0 is less than or equal to"),

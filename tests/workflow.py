@@ -62,9 +62,9 @@ def snakemake(folder: Path, *options: str, env: dict[str, str] | None = None) ->
 def jobs(output: str) -> set[str]:
     """Return the jobs in Snakemake's output, as `rule` or `rule(wildcard)`, without the target rule."""
     found = set()
-    for block in re.split(r"\n(?=(?:local)?rule )", output)[1:]:
+    for block in re.split(r"\n *(?=(?:local)?rule )", output)[1:]:
         name = re.match(r"(?:local)?rule (\w+):", block)[1]
-        wildcards = re.search(r"\n    wildcards: (.+)", block)
+        wildcards = re.search(r"\n +wildcards: (.+)", block)
         values = ", ".join(pair.split("=")[1] for pair in wildcards[1].split(", ")) if wildcards else ""
         found.add(f"{name}({values})" if values else name)
     return found - {"all"}
