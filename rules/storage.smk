@@ -16,6 +16,25 @@ def stored_provenance():
     return stored
 
 
+def look_for_folders_anew(kind):
+    """Have the S3 plugin look again for a folder that was not there, each time that it is asked for.
+
+    It remembers that a name is no folder. A job on another machine then makes one of it in vain: here it is found
+    missing, and the job has failed.
+    """
+    exists = kind.exists
+
+    def exists_now(self):
+        self._is_dir = self._is_dir or None
+        return exists(self)
+
+    kind.exists = exists_now
+
+
+if BUCKET and hasattr(stored_provenance(), "_is_dir"):
+    look_for_folders_anew(type(stored_provenance()))
+
+
 def made_from_here():
     """Tell whether all that is in the bucket was made from the files that lie here, with the settings of now.
 

@@ -26,11 +26,12 @@ KEYS = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "testing", "SNAKEMAKE_STORAGE_S3_SECR
 
 @pytest.fixture(scope="module")
 def server():
-    """The address of an S3 server without any bucket."""
+    """The address of an S3 server with an empty bucket."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    store(f"http://{host}:{port}").create()
     yield f"http://{host}:{port}"
     server.stop()
 
