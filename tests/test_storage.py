@@ -21,6 +21,8 @@ from workflow import PROJECT, copy_project, edit_config, edit_rows, jobs, snakem
 BUCKET, PREFIX = "bucket", "some/prefix"
 TRAINING = "results/manifests/train_dpo/dpo.json"
 SHIPPED = "results/dpo/gguf/model-q4_k_m.gguf"
+# Each with one thread, on which the last bits of a training depend.
+TWO_AT_ONCE = ["--cores", "2", "--max-threads", "1"]
 KEYS = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "testing", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "testing"}
 
 
@@ -85,7 +87,7 @@ def checkout(small_model, tmp_path_factory):
 def finished(server, checkout, tmp_path_factory):
     """A clone in which the whole workflow has run with results in the bucket. Read only."""
     folder = clone(checkout, tmp_path_factory.mktemp("finished") / "project")
-    result = with_bucket(server, folder)
+    result = with_bucket(server, folder, *TWO_AT_ONCE)
     assert result.returncode == 0, result.stdout
     assert {"train_dpo(dpo)", "render_report", "record_provenance"} <= jobs(result.stdout)
     return folder
@@ -134,7 +136,7 @@ def test_the_bucket_holds_the_results_and_the_folder_none(server, finished):
 
 def test_a_local_run_makes_the_same_bytes(server, finished, checkout, tmp_path):
     folder = clone(checkout, tmp_path / "local")
-    result = snakemake(folder, SHIPPED)
+    result = snakemake(folder, *TWO_AT_ONCE, "--", SHIPPED)
     assert result.returncode == 0, result.stdout
     found = objects(server)
     made = {str(file.relative_to(folder)) for file in folder.glob("results/**/*") if file.is_file()}
