@@ -162,6 +162,13 @@ def training_settings(run):
     return run_settings(run) | {"max_length": config["data"]["max_length"]}
 
 
+def dataset_settings(name):
+    """What build_dataset needs to know of a set."""
+    keys = ("min_score_ratio", "min_score_difference", "near_duplicate", "max_length", "max_prompt_length")
+    split = {"split": {"share": DATA["heldout"], "seed": DATA["seed"], "side": name}} if SPLIT else {}
+    return {key: DATA[key] for key in keys} | {"sources": sources_of(name)} | split
+
+
 def reference_settings(precision):
     """What compute_reference_logps needs to know of a precision."""
     run = next(run for run in TRAINED if precision_of(run) == precision)

@@ -54,19 +54,10 @@ rule build_dataset:
     params:
         code=code_digest("build_dataset"),
         trained=lambda wildcards, input: f"--trained {input.trained}" if input.trained else "",
+        # Snakemake compares no param that is made from its inputs, so settings alone would go unseen.
+        asked=lambda wildcards: as_setting(dataset_settings(wildcards.set)),
         settings=lambda wildcards, input: as_setting(
-            {
-                key: DATA[key]
-                for key in (
-                    "min_score_ratio",
-                    "min_score_difference",
-                    "near_duplicate",
-                    "max_length",
-                    "max_prompt_length",
-                )
-            }
-            | {"sources": sources_at(wildcards.set, input.sources)}
-            | ({"split": {"share": DATA["heldout"], "seed": DATA["seed"], "side": wildcards.set}} if SPLIT else {})
+            dataset_settings(wildcards.set) | {"sources": sources_at(wildcards.set, input.sources)}
         ),
     shell:
         """
