@@ -45,19 +45,24 @@ def hold_folder():
     return file
 
 
-def submitted_jobs():
-    """The cluster's ids of jobs that Snakemake submitted and did not see the end of, from its marks of unfinished files."""
-    marks = [file for file in Path(".snakemake/incomplete").rglob("*") if file.is_file()]
-    return {json.loads(mark.read_text()).get("external_jobid") for mark in marks} - {None}
+def unfinished_jobs():
+    """Slurm's numbers of the jobs that a Snakemake submitted and may not have seen the end of.
+
+    The mark of an unfinished file has its job's number until the job begins, which writes the mark anew without it; by
+    then it has a log that is named by the number, and is deleted when the job is done.
+    """
+    marks = [json.loads(file.read_text()) for file in Path(".snakemake/incomplete").rglob("*") if file.is_file()]
+    logs = Path(".snakemake/slurm_logs").rglob("*.log") if marks else ()
+    return {mark["external_jobid"] for mark in marks if mark.get("external_jobid")} | {log.stem for log in logs}
 
 
-def slurm_jobs(known):
-    """This folder's jobs in Slurm, their number → state; `known` are to be among them if they are still there."""
+def slurm_jobs():
+    """This folder's jobs in Slurm, their number → state."""
     listed = subprocess.run(["squeue", "--noheader", "--format=%A|%T|%k|%Z"], capture_output=True, text=True)
-    if listed.returncode:
+    if listed.returncode and (unfinished := unfinished_jobs()):
         raise WorkflowError(
             f"squeue: {listed.stderr.strip()}\nA Snakemake was killed here while jobs were in Slurm "
-            f"({', '.join(sorted(known))}). Run again when Slurm answers; if they are gone for good, delete "
+            f"({', '.join(sorted(unfinished))}). Run again when Slurm answers; if they are gone for good, delete "
             ".snakemake/incomplete"
         )
     rows = [line.split("|") for line in listed.stdout.splitlines()]
@@ -69,11 +74,11 @@ def slurm_jobs(known):
 
 def wait_for_cluster():
     """Wait until Slurm has no more jobs of a killed Snakemake; those that have not begun are taken back."""
-    known = submitted_jobs()
-    if not known or not shutil.which("squeue"):
+    # The executor makes this folder before it submits anything.
+    if not Path(".snakemake/slurm_logs").exists() or not shutil.which("squeue"):
         return
     told = False
-    while found := slurm_jobs(known):
+    while found := slurm_jobs():
         waiting = [number for number, state in found.items() if state == "PENDING"]
         if waiting:
             print(f"taken back, as they had not begun: Slurm's jobs {', '.join(waiting)}", file=sys.stderr)

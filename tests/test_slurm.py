@@ -178,6 +178,9 @@ def test_jobs_that_had_not_begun_when_snakemake_was_killed_are_taken_back(cluste
         wait_for_output(project, "has been submitted with SLURM jobid")
         process.send_signal(signal.SIGKILL)
         process.wait()
+        # Without this cluster's settings, its squeue finds no Slurm.
+        result = snakemake(project, "results/base/scores.json")
+        assert result.returncode == 1 and "Run again when Slurm answers" in result.stdout
         process = start(project, cluster, "results/base/scores.json")
         wait_for_output(project, "taken back, as they had not begun: Slurm's jobs")
     finally:
