@@ -11,6 +11,7 @@ rule fetch_dataset:
     priority: 100
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("fetch_dataset"),
     params:
@@ -87,6 +88,7 @@ rule audit_dataset:
     priority: 100
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("audit_dataset"),
     params:

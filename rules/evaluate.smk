@@ -45,6 +45,7 @@ rule score_responses:
         "benchmarks/score_responses/{variant}.tsv"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("score_responses"),
     params:

@@ -14,6 +14,7 @@ rule merge_adapter:
         "export"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("merge_adapter"),
     params:
@@ -43,6 +44,7 @@ rule convert_to_gguf:
         "export"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("convert_to_gguf"),
     params:

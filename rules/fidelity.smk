@@ -96,6 +96,7 @@ rule check_fidelity:
         "benchmarks/check_fidelity/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("check_fidelity"),
     params:

@@ -12,6 +12,7 @@ rule fetch_model:
         "benchmarks/fetch_model/base.tsv"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("fetch_model"),
     params:

@@ -60,6 +60,7 @@ rule summarize_run:
         "benchmarks/summarize_run/{run}.tsv"
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("summarize_run"),
     params:
@@ -89,6 +90,7 @@ rule summarize:
         "logs/summarize/all.log",
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("summarize"),
     params:
@@ -119,6 +121,7 @@ rule render_report:
         "logs/render_report/all.log",
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("render_report"),
     params:
@@ -143,6 +146,7 @@ rule render_model_card:
         "logs/render_model_card/{run}.log",
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("render_model_card"),
     params:
@@ -169,6 +173,7 @@ rule record_provenance:
         "logs/record_provenance/all.log",
     conda:
         "../envs/dpo.yaml"
+    threads: 1
     resources:
         **resources_of("record_provenance"),
     params:

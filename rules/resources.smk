@@ -80,8 +80,8 @@ def resources_of(name):
         return math.ceil(max(LEAST_MINUTES, minutes) * attempt)
 
     def gpu(wildcards):
-        if name not in ON_GPU or not config["resources"]["gpu"]:
-            return 0
-        return run_settings(wildcards.run)["processes"] if name == "train_dpo" else 1
+        return run_settings(wildcards.run)["processes"]
 
-    return {"mem_mb": mem_mb, "runtime": runtime, "gpu": gpu}
+    # A number where one will do: of thousands of jobs, Snakemake calls each function anew.
+    on_gpu = name in ON_GPU and config["resources"]["gpu"]
+    return {"mem_mb": mem_mb, "runtime": runtime, "gpu": (gpu if name == "train_dpo" else 1) if on_gpu else 0}
