@@ -2,7 +2,7 @@
 
     PYTHONPATH=scripts python bench/scaling.py
 
-Nothing is run. One run of the default config is counted: one pass over the pairs, 8 a step.
+Nothing is run. A training is counted as one pass over the pairs, 8 a step; the second table is of a sweep.
 """
 
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ GPU_SPEED, GPU_LINK = 330e12, 100e9  # operations, bytes a second
 GPU_MEMORY = 80e9
 GPUS_A_MACHINE = 8  # one training stays on one machine
 PAIRS_A_STEP = 8
+SWEEP, SWEEP_PAIRS = 64, 10_000  # runs, pairs of each
 PAIR = Pair([0] * 40, [0] * 134, [0] * 134)  # tokens as in the default data: 308 a pair
 TOKENS_AT_ONCE = 2 * 2 * 512
 
@@ -56,6 +57,11 @@ def training_seconds(m, pairs: int, gpus: int) -> float:
     n = min(gpus, GPUS_A_MACHINE, PAIRS_A_STEP)
     exchanged = 4 * weights(m)[1] * 2 * (n - 1) / n
     return operations / (n * GPU_SPEED) + pairs / PAIRS_A_STEP * exchanged / GPU_LINK
+
+
+def sweep_seconds(m, gpus: int) -> float:
+    """Return the time of the trainings of a sweep, each on one GPU, as many at a time as there are."""
+    return SWEEP / min(gpus, SWEEP) * training_seconds(m, SWEEP_PAIRS, 1)
 
 
 def memory(m, checkpointing: bool = False) -> float:
@@ -101,6 +107,13 @@ def main() -> None:
             times = [spell(training_seconds(m, pairs, gpus)) for gpus in (0, 1, 8)]
             rest = [f"{size / 1e9:.1f} GB" for size in (memory(m), storage(m), transfers(m))]
             print(f"| {' | '.join([name, f'{pairs:,}', *times, *rest])} |")
+    print(f"\n| {SWEEP} runs of {SWEEP_PAIRS:,} pairs | 1 GPU | 8 GPUs | 64 GPUs | files | from a bucket |")
+    print("|---|---|---|---|---|---|")
+    for name, shape in MODELS.items():
+        m = model(*shape)
+        times = [spell(sweep_seconds(m, gpus)) for gpus in (1, 8, 64)]
+        sizes = [f"{SWEEP * size / 1e12:.2f} TB" for size in (storage(m), transfers(m))]
+        print(f"| {' | '.join([name, *times, *sizes])} |")
     print()
     for name, shape in MODELS.items():
         needed = [memory(model(*shape), checkpointing) / 1e9 for checkpointing in (False, True)]
