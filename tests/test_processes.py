@@ -86,9 +86,10 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
-def adapter_of(folder):
+def adapter_of(folder, part=""):
+    """All weights of an adapter, one after the other, or those that have `part` in their name."""
     tensors = load_file(folder / "adapter/adapter_model.safetensors")
-    return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
+    return torch.cat([tensors[name].flatten().float() for name in sorted(tensors) if part in name])
 
 
 def assert_same(folder, expected):
@@ -100,9 +101,10 @@ def assert_same(folder, expected):
         for key in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm"):
             assert mine[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), (key, mine["step"])
     assert len({entry["loss"] for entry in ours}) > 1
-    adapter, other = adapter_of(folder), adapter_of(expected)
-    assert torch.nn.functional.cosine_similarity(adapter, other, dim=0) > 0.9999
-    torch.testing.assert_close(adapter, other, atol=1e-5, rtol=1e-3)
+    # Measured by how far training moved the second factors, which were zero. Not weight by weight: where a gradient is
+    # no more than rounding, Adam makes as large a step of it as of any other.
+    difference = adapter_of(folder) - adapter_of(expected)
+    assert difference.norm() < 1e-3 * adapter_of(expected, "lora_B").norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
