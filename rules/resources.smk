@@ -1,26 +1,26 @@
 # What each rule's job asks for where a cluster shares out cores, memory, time and GPUs; no rules here.
 
-# Measured with the default config on one core, but for estimates of what needs a hub or a judge that is a model: seconds, and
-# the peak of memory in MB. What holds a model takes as much more of both as its weights are larger than SmolLM2-135M's.
+# Measured with the default config on one core of a machine without 16-bit products, but for estimates of what it leaves out:
+# seconds, and the peak of memory in MB. What holds a model takes as much more of both as its weights are larger than SmolLM2-135M's.
 MEASURED = {
     "fetch_dataset": (60, 1000),  # estimate
-    "fetch_model": (43, 600),
+    "fetch_model": (43, 1250),
     "build_dataset": (9, 600),
     "audit_dataset": (21, 450),
-    "compute_reference_logps": (25, 1300),
-    "train_dpo": (590, 3150),
-    "generate_responses": (87, 2000),
+    "compute_reference_logps": (40, 1550),
+    "train_dpo": (1310, 4450),
+    "generate_responses": (115, 2050),
     "score_responses": (3, 160),
-    "score_preferences": (88, 2450),
+    "score_preferences": (118, 2450),
     "check_judge": (600, 2000),  # estimate
     "judge_responses": (600, 2000),  # estimate
-    "merge_adapter": (11, 1400),
+    "merge_adapter": (14, 1400),
     "convert_to_gguf": (21, 600),
-    "compute_imatrix": (60, 1000),
-    "quantize_gguf": (4, 300),
-    "smoke_test_gguf": (60, 1000),
-    "score_gguf": (88, 2200),
-    "measure_fidelity": (240, 3000),
+    "compute_imatrix": (60, 1000),  # estimate
+    "quantize_gguf": (5, 300),
+    "smoke_test_gguf": (46, 750),
+    "score_gguf": (92, 2250),
+    "measure_fidelity": (310, 4250),
     "check_fidelity": (2, 130),
     "summarize_run": (3, 130),
     "summarize": (10, 300),
