@@ -125,14 +125,14 @@ def frontier_chart(groups: list[dict]) -> Markup:
         )
     ]
     spoken = []
-    for x, y, group in points:
+    # From the right; names to the left and the right in turn, since neighbours are often close.
+    for place, (x, y, group) in enumerate(sorted(points, key=lambda point: -point[0])):
         settings = ", ".join(f"{key} {spell(value)}" for key, value in group["settings"].items()) or "all runs"
         spoken.append(f"{settings}: KL {x:.2g}, margin {y:.3g}")
         dot = Markup('<circle class="{}" cx="{}" cy="{}" r="4.2"><title>{}</title></circle>')
         marks.append(dot.format("dot" if group["on_frontier"] else "dot hollow", across(x), up(y), spoken[-1]))
         if len(group["settings"]) == 1 and len(points) <= 12:
-            # On the side where there is room.
-            style, shift = ("end", -8) if x > x_ticks[-1] / 2 else ("", 8)
+            style, shift = ("end", -8) if place % 2 == 0 or x > 0.9 * x_ticks[-1] else ("", 8)
             name = ", ".join(map(spell, group["settings"].values()))
             marks.append(
                 Markup('<text x="{}" y="{}" dx="{}" dy="4" class="{}">{}</text>').format(
