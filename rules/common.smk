@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir, "scripts")))
 from dpo import division, losses
 from dpo.code_files import code_digest
+from dpo.json_schema import Draft202012Validator
 
 # Scripts run with the Python that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))

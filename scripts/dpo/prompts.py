@@ -9,11 +9,9 @@ a file is collected, so that one reading shows all of them.
 
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from dpo.cli import UserError
 from dpo.json_lines import BOM, MalformedLine, parse_line
+from dpo.json_schema import Draft202012Validator, best_match
 from dpo.texts import find_control, normalize
 
 TEST_SETS = ("prompts", "instructions", "adversarial")
