@@ -31,16 +31,19 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
 
+    gguf_chat.run_in_child(score_file, arguments.gguf, arguments)
+
+
+def score_file(gguf: Path, arguments: argparse.Namespace) -> None:
+    """Do all of it; imports that take seconds are for this process alone."""
+    from dpo.gguf_scores import score
+
     tokenizer = chat.load_tokenizer(arguments.model)
     pairs = preferences.choose_pairs(read_jsonl(arguments.heldout), arguments.settings["max_pairs"])
     conversations = token_ids.conversations(arguments.prompts, pairs)
     texts = list(encode_texts(tokenizer, arguments.neutral).values())
-    file = gguf_file.describe(arguments.gguf)
-
-    from dpo.gguf_scores import score
-
-    sequences = preferences.encode_pairs(tokenizer, pairs)
-    found = gguf_chat.run_in_child(score, arguments.gguf, arguments.above, sequences, texts, conversations)
+    file = gguf_file.describe(gguf)
+    found = score(gguf, arguments.above, preferences.encode_pairs(tokenizer, pairs), texts, conversations)
     scores = {
         "pairs": preferences.pair_rows(pairs, found["logps"]),
         "neutral": found["neutral"],
@@ -50,7 +53,7 @@ def main() -> None:
     write_json(arguments.scores, scores)
     neutral = found["neutral"]
     print(
-        f"{arguments.gguf.name}: {file['bits_per_weight']:.2f} bits a weight, "
+        f"{gguf.name}: {file['bits_per_weight']:.2f} bits a weight, "
         f"perplexity {neutral['perplexity']['value']:.2f}, mean KL {neutral['kl']['mean']:.2g} nats from "
         f"{arguments.above.name}, {found['tokens_per_second']:.0f} tokens a second"
     )
