@@ -88,6 +88,8 @@ rule summarize:
         manifest="results/manifests/summarize/all.json",
     log:
         "logs/summarize/all.log",
+    group:
+        "report"
     conda:
         "../envs/dpo.yaml"
     threads: 1
@@ -119,6 +121,8 @@ rule render_report:
         manifest="results/manifests/render_report/all.json",
     log:
         "logs/render_report/all.log",
+    group:
+        "report"
     conda:
         "../envs/dpo.yaml"
     threads: 1
@@ -144,6 +148,8 @@ rule render_model_card:
         manifest="results/manifests/render_model_card/{run}.json",
     log:
         "logs/render_model_card/{run}.log",
+    group:
+        "report"
     conda:
         "../envs/dpo.yaml"
     threads: 1
@@ -171,6 +177,8 @@ rule record_provenance:
         manifest="results/manifests/record_provenance/all.json",
     log:
         "logs/record_provenance/all.log",
+    group:
+        "report"
     conda:
         "../envs/dpo.yaml"
     threads: 1
