@@ -11,7 +11,10 @@ from huggingface_hub import ModelCard
 
 from dpo import provenance
 from dpo.artifacts import sha256_of
-from workflow import copy_project, edit_config, edit_rows, jobs, planned, snakemake
+from torture.attacks import ATTACKS
+from torture.attacks.workflow import ON_WHOLE_WORKFLOW, SHELL_NAME, whole_workflow
+from torture.outcome import SILENT
+from workflow import edit_config, edit_rows, jobs, planned, snakemake
 
 ANSWER = {"generate_responses({0})", "score_responses({0})"}
 PREFER = {"score_preferences({0})"}
@@ -36,11 +39,9 @@ def after_training(run):
 
 
 @pytest.fixture(scope="module")
-def finished(small_model, tmp_path_factory):
-    """A folder in which the whole workflow has run. Read only."""
-    folder = tmp_path_factory.mktemp("finished") / "project"
-    copy_project(folder, small_model)
-    result = snakemake(folder)
+def finished(small_model):
+    """A folder in which the whole workflow has run, on strangers' texts and names. Read only."""
+    result, folder = whole_workflow(small_model)
     assert result.returncode == 0, result.stdout
     assert jobs(result.stdout) == {
         "fetch_model",
@@ -80,7 +81,7 @@ def change_neutral_text(project):
 
 
 def change_training_pair(project):
-    edit_rows(project / "data/preferences.jsonl", lambda rows: rows[0].update(rejected="It is a kind of function."))
+    edit_rows(project / "data" / SHELL_NAME, lambda rows: rows[0].update(rejected="It is a kind of function."))
 
 
 def change_heldout_pair(project):
@@ -135,7 +136,7 @@ def turn_imatrix_on(project):
 
 def touch_files(project):
     later = time.time() + 10
-    for file in ("data/preferences.jsonl", "config.yaml", "scripts/train_dpo.py", "scripts/dpo/cli.py"):
+    for file in (f"data/{SHELL_NAME}", "config.yaml", "scripts/train_dpo.py", "scripts/dpo/cli.py"):
         os.utime(project / file, (later, later))
 
 
@@ -264,7 +265,7 @@ def test_provenance_vouches_for_every_result_and_names_every_source(finished):
     assert all(sha256_of(finished / name) == digest for name, digest in subjects.items())
     definition, details = (statement["predicate"][key] for key in ("buildDefinition", "runDetails"))
     sources = provenance.digests_in(definition["resolvedDependencies"])
-    assert {"data/preferences.jsonl", "scripts/train_dpo.py", "envs/llama-cpp-python.sha256"} <= set(sources)
+    assert {f"data/{SHELL_NAME}", "scripts/train_dpo.py", "envs/llama-cpp-python.sha256"} <= set(sources)
     assert not any(name.startswith("results/") for name in sources)
     assert definition["externalParameters"]["config"]["training"]["beta"] == 0.1
     manifests = provenance.digests_in(details["byproducts"])
@@ -347,6 +348,12 @@ def test_the_model_card_is_valid_and_says_what_was_measured(finished):
 def test_nothing_is_written_outside_the_folders_of_a_run(finished):
     copied = {"Snakefile", "config.yaml", "data", "envs", "profiles", "report", "rules", "schemas", "scripts"}
     assert {path.name for path in finished.iterdir()} == copied | {"results", "logs", "benchmarks", ".snakemake"}
+
+
+@pytest.mark.parametrize("fault", ON_WHOLE_WORKFLOW)
+def test_an_attack_on_the_whole_workflow_does_no_harm(fault, finished, small_model, tmp_path):
+    tried = ATTACKS[fault](tmp_path, small_model)
+    assert tried.outcome != SILENT, tried.detail
 
 
 def test_snakemake_makes_its_own_report_too(project):

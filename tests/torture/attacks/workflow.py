@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 
 import numpy
 
-from torture.attacks.canary import PROJECT, SCRATCH, SECONDS, Pickled, attack, carelessly, outcome, run
+from torture.attacks.canary import ATTACKS, PROJECT, SCRATCH, SECONDS, Pickled, attack, carelessly, outcome, run
 from torture.attacks.templates import build, write_rows
 from torture.attacks.texts import MARKUP
 from torture.outcome import HARMLESS, REFUSED, SILENT
@@ -30,7 +30,7 @@ SHELL_NAME = "-rf $(touch fired) `touch fired`; touch fired & 'q' \"d\" \\ * ~ Ã
 
 @cache
 def whole_workflow(model: Path) -> tuple[subprocess.CompletedProcess, Path]:
-    """Run the whole workflow on strangers' texts and names."""
+    """Run the whole workflow on strangers' texts and names, once; return what came of it, and its folder."""
     folder = Path(mkdtemp(prefix="workflow-", dir=SCRATCH)) / "project of $(touch fired)"
     copy = folder.parent / "$(touch fired) model;touch fired"
     shutil.copytree(model, copy)
@@ -152,3 +152,7 @@ def planted_checkpoint(folder, model):
     if result.returncode == 0 and "resuming" in result.stdout:
         return SILENT, "the planted state was taken"
     return outcome(result, folder / "adapter", canary=canary)
+
+
+# These share one run of the whole workflow, which tests share too.
+ON_WHOLE_WORKFLOW = [name for name in ATTACKS if name.startswith(("the whole workflow: ", "build_dataset, through "))]
