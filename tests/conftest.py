@@ -8,13 +8,14 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-# Each takes many minutes: begun last, one of them would leave the other worker idle.
-LONGEST = ("test_slurm.py", "test_storage.py", "test_workflow.py")
+# In the order of the minutes that they take: begun last, one of them would leave the other worker idle.
+LONGEST = ["slurm", "storage", "sweep", "workflow", "attacks", "train_dpo", "processes", "export", "llama_cpp_tools"]
 
 
 def pytest_collection_modifyitems(items):
     """Run the longest files first."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    files = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: files.index(item.path.name) if item.path.name in files else len(files))
 
 
 @pytest.fixture(scope="session")

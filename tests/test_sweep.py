@@ -18,7 +18,7 @@ SWEPT_JOBS = {
     "convert_to_gguf({0})", "quantize_gguf({0}, q4_k_m)", "score_gguf({0}, f16)", "score_gguf({0}, q4_k_m)",
     "measure_fidelity({0})", "summarize_run({0})",
 }  # fmt: skip
-TOGETHER = {"summarize", "render_report", "render_model_card(dpo)", "record_provenance"}
+TOGETHER = {"summarize", "render_report", "render_model_card(beta-0.5)", "record_provenance"}
 
 
 def of(run):
@@ -197,36 +197,39 @@ def test_a_swept_run_ships_where_it_also_stands_under_runs(fresh):
     )
 
 
-def test_a_sweep_runs_is_compared_grows_by_what_is_new_and_loses_nothing(fresh):
-    with_sweep(fresh, beta=[0.1, 0.5], seed=[1, 2])
+def test_a_sweep_runs_is_compared_ships_grows_by_what_is_new_and_loses_nothing(fresh):
+    names = ["beta-0.1", "beta-0.5"]
+    edit_config(fresh, "runs", dpo=None, **{"beta-0.1": {"beta": 0.1}, "beta-0.5": {"beta": 0.5}})
+    with_sweep(fresh, beta=[0.1, 0.5])
     result = snakemake(fresh, "--quiet", "rules")
     assert result.returncode == 0, result.stdout
     summary = read_json(fresh / "results/summary.json")
-    assert list(summary["runs"]) == ["dpo"]
-    names = ["beta-0.1-seed-1", "beta-0.1-seed-2", "beta-0.5-seed-1", "beta-0.5-seed-2"]
-    assert list(summary["sweep"]["runs"]) == names
-    assert [group["settings"] for group in summary["sweep"]["groups"]] == [{"beta": 0.1}, {"beta": 0.5}]
+    assert list(summary["runs"]) == list(summary["verdicts"]) == list(summary["sweep"]["runs"]) == names
+    assert [summary["runs"][name]["settings"]["beta"] for name in names] == [0.1, 0.5]
     # So few pairs and steps that no margin can be told from zero: there may be nothing to keep.
-    assert set(summary["sweep"]["spread"]) >= set(sweep.MEASURES) - {"kept"}
-    preferred = read_json(fresh / "results/beta-0.5-seed-1/preferences.json")["heldout"]
-    margin = summary["sweep"]["runs"]["beta-0.5-seed-1"]["measures"]["margin"]["value"]
+    for group in summary["sweep"]["groups"]:
+        assert group["measures"].keys() >= sweep.MEASURES.keys() - {"kept"}
+    preferred = read_json(fresh / "results/beta-0.5/preferences.json")["heldout"]
+    margin = summary["sweep"]["runs"]["beta-0.5"]["measures"]["margin"]["value"]
     assert margin == pytest.approx(preferred["reward_margin"]["value"] / 0.5)
     page = unescape((fresh / "results/report.html").read_text())
-    assert [summary["sweep"]["advice"][""] in page, 'id="sweep"' in page] == [True, True]
+    assert 'id="sweep"' in page
+    assert all(verdict["sentence"].split(":")[0] in page for verdict in summary["verdicts"].values())
     subjects = json.loads((fresh / "results/provenance.json").read_text())["subject"]
-    assert "results/beta-0.5-seed-2/merged/model.safetensors" in {subject["name"] for subject in subjects}
+    assert "results/beta-0.5/merged/model.safetensors" in {subject["name"] for subject in subjects}
     assert planned(fresh) == set()
 
     grown = shutil.copytree(fresh, fresh.parent / "grown", symlinks=True)
-    with_sweep(grown, beta=[0.1, 0.5, 0.2], seed=[1, 2])
-    assert planned(grown) == of("beta-0.2-seed-1") | of("beta-0.2-seed-2") | TOGETHER
+    with_sweep(grown, beta=[0.1, 0.5, 0.2])
+    assert planned(grown) == of("beta-0.2") | TOGETHER | {"render_model_card(beta-0.1)"}
 
-    with_sweep(fresh, beta=[0.5], seed=[1, 2])
+    with_sweep(fresh, beta=[0.5])
+    edit_config(fresh, "runs", **{"beta-0.1": None})
     result = snakemake(fresh)
     assert result.returncode == 0, result.stdout
     assert jobs(result.stdout) == TOGETHER
-    assert (fresh / "results/beta-0.1-seed-1/adapter/adapter_model.safetensors").exists()
-    assert list(read_json(fresh / "results/summary.json")["sweep"]["runs"]) == names[2:]
+    assert (fresh / "results/beta-0.1/adapter/adapter_model.safetensors").exists()
+    assert list(read_json(fresh / "results/summary.json")["sweep"]["runs"]) == ["beta-0.5"]
 
 
 def test_the_example_is_a_sweep_of_beta_over_seeds():

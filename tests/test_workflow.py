@@ -234,21 +234,6 @@ def test_a_second_run_executes_nothing(project):
     assert "Nothing to be done" in result.stdout
 
 
-def test_a_second_named_run_shares_data_and_base_and_is_in_the_report(project):
-    add_run(project)
-    before = (project / "results/base/generations.jsonl").stat().st_mtime_ns
-    result = snakemake(project)
-    assert result.returncode == 0, result.stdout
-    assert jobs(result.stdout) == after_training("gentle") | {"render_model_card(gentle)"}
-    assert (project / "results/base/generations.jsonl").stat().st_mtime_ns == before
-    summary = json.loads((project / "results/summary.json").read_text())
-    assert list(summary["verdicts"]) == ["dpo", "gentle"]
-    assert summary["runs"]["gentle"]["settings"]["beta"] == 0.05
-    report = (project / "results/report.html").read_text()
-    assert all(verdict["sentence"].split(":")[0] in report for verdict in summary["verdicts"].values())
-    assert planned(project) == set()
-
-
 def jobs_by_name(project):
     """The jobs of the whole workflow as `rule/subject`: so are their logs called."""
     logs = project / "logs"
