@@ -8,7 +8,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-# In the order of the minutes that they take: begun last, one of them would leave the other worker idle.
+# In the order of the minutes that they take: begun last, one of them would leave the others idle.
 LONGEST = ["slurm", "storage", "sweep", "workflow", "attacks", "train_dpo", "processes", "export", "llama_cpp_tools"]
 
 

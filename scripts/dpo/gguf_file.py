@@ -20,10 +20,10 @@ def describe(gguf: Path) -> dict:
     Raises:
         UserError: the file is not a whole GGUF.
     """
-    from gguf import GGUFReader
+    from dpo.gguf_reader import Reader
 
     try:
-        tensors = GGUFReader(gguf).tensors
+        tensors = Reader(gguf).tensors
     except Exception as error:  # the reader raises whatever it stumbles on in a damaged file
         fault = f"{type(error).__name__}: {error}"
         raise UserError(f"{gguf} is no whole GGUF file ({fault}); delete it and run again") from None

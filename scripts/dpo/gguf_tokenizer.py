@@ -6,14 +6,16 @@ parts are put together here by hand: byte-level BPE behind a pre-tokenizer that 
 
 from pathlib import Path
 
-from gguf import GGUFReader, TokenType
+from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from dpo.gguf_reader import Reader
 
 
 def rebuild_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a GGUF with byte-level BPE and single digits (llama.cpp's pre-tokenizer `smollm`)."""
-    fields = GGUFReader(gguf).fields
+    fields = Reader(gguf).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"].contents()]
     types = fields["tokenizer.ggml.token_type"].contents()
