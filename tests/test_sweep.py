@@ -68,6 +68,15 @@ def test_groups_are_the_runs_that_differ_in_their_seed_alone_with_student_s_inte
     }
 
 
+def test_seeds_that_agree_have_no_spread_and_a_chart_with_readable_ticks():
+    groups = sweep.group_runs(
+        make_runs({(beta, seed): measured(0.8) for beta in (0.1, 0.5) for seed in (1, 2, 3)}), ["beta", "seed"]
+    )
+    assert groups[0]["measures"]["accuracy"] == {"value": 0.8, "low": 0.8, "high": 0.8, "n": 3}
+    ticks = re.findall(r">([-\d.]+)</text>", sweep_charts.measure_chart(groups, "beta", "accuracy", "Accuracy"))
+    assert all(len(tick) <= 5 for tick in ticks), ticks
+
+
 def test_without_seeds_a_group_has_its_run_s_own_interval_and_time_none():
     [group] = sweep.group_runs(make_runs({(0.1, 1): measured(5.0)}), ["beta"])
     assert group["measures"]["kl"] == {"value": 5.0, "low": 4.0, "high": 6.0, "n": 1}

@@ -7,6 +7,7 @@ training; that the pairs and prompts themselves are a sample, the intervals of s
 """
 
 import math
+from statistics import mean  # exact: seeds that agree have their value as mean, and no spread
 
 from scipy import stats
 
@@ -52,14 +53,14 @@ def group_runs(runs: dict[str, dict], keys: list[str]) -> list[dict]:
     for group in groups:
         group["measures"] = {}
         for name, values in group["values"].items():
-            mean, own = sum(values) / len(values), runs[group["runs"][0]]["measures"][name]
+            middle, own = mean(values), runs[group["runs"][0]]["measures"][name]
             interval = {key: own[key] for key in ("low", "high") if key in own}
             if len(values) > 1:
                 spread = pooled(groups, name)
                 half = stats.t.ppf(0.5 + statistics.CONFIDENCE / 2, spread["df"]) * spread["deviation"]
                 half /= math.sqrt(len(values))
-                interval = {"low": mean - half, "high": mean + half}
-            group["measures"][name] = {"value": mean, "n": len(values)} | interval
+                interval = {"low": middle - half, "high": middle + half}
+            group["measures"][name] = {"value": middle, "n": len(values)} | interval
     return groups
 
 
@@ -71,8 +72,7 @@ def pooled(groups: list[dict], name: str) -> dict | None:
     squares, df = 0.0, 0
     for group in groups:
         values = group["values"].get(name, [])
-        mean = sum(values) / len(values) if values else 0.0
-        squares += sum((value - mean) ** 2 for value in values)
+        squares += sum((value - mean(values)) ** 2 for value in values)
         df += max(len(values) - 1, 0)
     return {"deviation": math.sqrt(squares / df), "df": df} if df else None
 

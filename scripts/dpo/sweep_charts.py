@@ -69,7 +69,9 @@ def measure_chart(groups: list[dict], key: str, measure: str, title: str) -> Mar
     values, series = values_of(groups, key), series_of([g for g in groups if measure in g["measures"]], key)
     shown = [group["measures"][measure] for found in series.values() for group in found]
     bounds = [one[end] for one in shown for end in ("value", "low", "high") if end in one]
-    y_ticks = round_ticks(min(bounds), max(bounds))
+    low, high = min(bounds), max(bounds)
+    room = abs(low) / 10 if low == high else 0  # or a flat line would lie on the axis
+    y_ticks = round_ticks(low - room, high + room)
     up = scale(y_ticks, BOTTOM, TOP)
     step = (RIGHT - LEFT) / len(values)
     spoken, marks = [], []
