@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def score_file(gguf: Path, arguments: argparse.Namespace) -> None:
-    """Do all of it; imports that take seconds are for this process alone."""
+    """Score the file and write its scores; what takes seconds to import is imported in this process alone."""
     from dpo.gguf_scores import score
 
     tokenizer = chat.load_tokenizer(arguments.model)

@@ -218,6 +218,7 @@ def check_two_values(folder):
     summary = read_json(folder / "results/summary.json")
     assert list(summary["runs"]) == list(summary["verdicts"]) == ["beta-0.1"]
     assert list(summary["sweep"]["runs"]) == ["beta-0.1", "beta-0.5"]
+    assert [group["settings"] for group in summary["sweep"]["groups"]] == [{"beta": 0.1}, {"beta": 0.5}]
     # So few pairs and steps that no margin can be told from zero: there may be nothing to keep.
     for group in summary["sweep"]["groups"]:
         assert group["measures"].keys() >= sweep.MEASURES.keys() - {"kept"}
@@ -225,7 +226,8 @@ def check_two_values(folder):
     margin = summary["sweep"]["runs"]["beta-0.5"]["measures"]["margin"]["value"]
     assert margin == pytest.approx(preferred["reward_margin"]["value"] / 0.5)
     page = unescape((folder / "results/report.html").read_text())
-    assert [summary["verdicts"]["beta-0.1"]["sentence"].split(":")[0] in page, 'id="sweep"' in page] == [True, True]
+    verdict, advice = summary["verdicts"]["beta-0.1"]["sentence"].split(":")[0], summary["sweep"]["advice"][""]
+    assert [part in page for part in (verdict, advice, 'id="sweep"')] == [True, True, True]
     subjects = json.loads((folder / "results/provenance.json").read_text())["subject"]
     assert "results/beta-0.5/merged/model.safetensors" in {subject["name"] for subject in subjects}
     assert planned(folder) == set()

@@ -13,8 +13,11 @@ CONTEXT = 2048
 
 
 def run_in_child(function: Callable, gguf: Path, *arguments):
-    """Run a function of a GGUF file in a process of its own; a crash of llama.cpp becomes a `UserError`."""
-    return child_process.run(f"llama.cpp crashed on {gguf}", function, gguf, *arguments)
+    """Run a function of a GGUF file in a process of its own; what llama.cpp stumbles on becomes a `UserError`."""
+    try:
+        return child_process.run(f"llama.cpp crashed on {gguf}", function, gguf, *arguments)
+    except ValueError as error:
+        raise UserError(f"llama.cpp cannot load {gguf}: {error}") from None
 
 
 def open_gguf(gguf: Path, context: int = CONTEXT, **options):
@@ -24,19 +27,12 @@ def open_gguf(gguf: Path, context: int = CONTEXT, **options):
         gguf: the file.
         context: tokens of a conversation.
         options: further arguments of `llama_cpp.Llama`.
-
-    Raises:
-        UserError: llama.cpp cannot load the file.
     """
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
-    options |= {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
-    try:
-        llama = Llama(str(gguf), **options)
-    except ValueError as error:
-        raise UserError(f"llama.cpp cannot load {gguf}: {error}") from None
+    llama = Llama(str(gguf), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False, **options)
     tokens = {
         role: llama.detokenize([index], special=True).decode()
         for role, index in (("bos_token", llama.token_bos()), ("eos_token", llama.token_eos()))
