@@ -166,7 +166,8 @@ rule render_model_card:
         """
 
 
-# Last, so that everything is compared with its manifest once more, and what ships is what was made.
+# Last, so that everything is compared with its manifest once more, and what ships is what was made. Not in the reports'
+# group: at the end of each job, Snakemake goes through all that a group depends on, which here are all jobs of all runs.
 rule record_provenance:
     input:
         EVERYTHING,
@@ -177,8 +178,6 @@ rule record_provenance:
         manifest="results/manifests/record_provenance/all.json",
     log:
         "logs/record_provenance/all.log",
-    group:
-        "report"
     conda:
         "../envs/dpo.yaml"
     threads: 1

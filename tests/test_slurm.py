@@ -118,13 +118,14 @@ def test_a_sweep_runs_to_its_end_and_a_job_that_failed_gets_more(cluster, small_
     memory, minutes = ([float(re.match(r"[\d.]+", job[key])[0]) for job in again] for key in ("memory", "limit"))
     assert memory[1] == 2 * memory[0] and minutes[1] == 2 * minutes[0]
 
-    # Merging (not of the base model), converting and quantising are one job a run, and reporting is one.
+    # Merging (not of the base model), converting and quantising are one job a run, and the reports are one.
     groups = [job["what"] for job in found if re.search("merge|convert|quantize|summarize$|provenance", job["what"])]
     assert sorted(groups) == [
         "rule_export_convert_to_gguf_merge_adapter_quantize_gguf",
         "rule_export_convert_to_gguf_merge_adapter_quantize_gguf",
         "rule_export_convert_to_gguf_quantize_gguf",
-        "rule_report_record_provenance_render_model_card_render_report_summarize",
+        "rule_record_provenance",
+        "rule_report_render_model_card_render_report_summarize",
     ]
     assert snakemake(folder).stdout.count("Nothing to be done") == 1
     check_two_values(folder)
